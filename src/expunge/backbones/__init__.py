@@ -1,0 +1,165 @@
+"""The only door to diffusers: a name, a folder, a hub id or a checkpoint becomes a `Model`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..concept import World
+from ..errors import BadModel, Unsupported, nearest
+from ..kernel.model import Model
+
+SHIPPED = ("emoji", "tiny")
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+# diffusers' pipeline class -> adapter
+ADAPTERS = {"StableDiffusionPipeline": "unet", "StableDiffusionXLPipeline": "unet"}
+
+
+def load(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    allow_pickle: bool = False,
+    config: str | Path | None = None,
+) -> Model:
+    """Load a model.
+
+    Args:
+        name: "emoji" (shipped, no download), a diffusers folder, a hub id, or a single-file `.safetensors` checkpoint.
+        device: where to put it.
+        dtype: of the weights.
+        allow_pickle: read pickled checkpoints (`.ckpt`, `.bin`), which can run code on this machine.
+        config: for a single-file checkpoint: a diffusers folder or hub id with its configuration and tokenizer;
+            without it diffusers looks the checkpoint's family up on the hub.
+
+    Raises:
+        BadModel: not there, not a model, cut off, or a pickle.
+        Unsupported: a pipeline that no adapter knows.
+    """
+    name = str(name)
+    if name == "emoji":
+        return emoji(device, dtype)
+    if name == "tiny":
+        from . import tiny
+
+        return tiny.model()
+    path = Path(name)
+    if path.suffix in PICKLES and not allow_pickle:
+        raise BadModel(
+            f"{name} is a pickled checkpoint, which can run any code when it is read. Convert it to .safetensors, or pass "
+            "allow_pickle=True (--allow-pickle) if you trust its source."
+        )
+    if path.is_file():
+        return adapt(single_file(path, dtype, allow_pickle, config), name, device)
+    if path.is_dir() and not (path / "model_index.json").is_file():
+        raise BadModel(f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with pipe.save_pretrained.")
+    if not path.exists() and (path.is_absolute() or path.suffix or name.startswith(".") or name.count("/") != 1):
+        raise BadModel(f"there is no model at {name!r}.{nearest(name, SHIPPED)} Give 'emoji', a diffusers folder, a hub id or a file.")
+    return adapt(pretrained(name, dtype, allow_pickle), name, device)
+
+
+def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    """Read a diffusers folder or hub id."""
+    from diffusers import DiffusionPipeline
+    from safetensors import SafetensorError
+
+    folder = Path(name)
+    if folder.is_dir():
+        check_folder(folder)
+    options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
+    try:
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, safety_checker=None, requires_safety_checker=False, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        where = "on disk" if folder.is_dir() else "on disk, nor could it be had from the hub"
+        raise BadModel(f"{name!r} could not be loaded {where}: {first_line(error)}") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Find missing and cut-off weight files before diffusers spends time on them."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except json.JSONDecodeError as error:
+        raise BadModel(f"{folder / 'model_index.json'} is not JSON ({error})") from error
+    if index.get("_class_name") not in ADAPTERS:
+        known = ", ".join(ADAPTERS)
+        raise Unsupported(f"{folder} holds a {index.get('_class_name')!r}; this version reads {known}.")
+    for component, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0]):
+        if not (folder / component).is_dir() and library in ("diffusers", "transformers"):
+            raise BadModel(f"{folder} names a {component} in model_index.json but has no folder {component}/")
+    for file in sorted(folder.glob("*/*.safetensors")):
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise BadModel(f"{file} is cut off or damaged ({first_line(error)}). Copy it again.") from error
+    for component in ("unet", "vae", "text_encoder"):
+        if not [*(folder / component).glob("*.safetensors"), *(folder / component).glob("*.bin")]:
+            raise BadModel(f"{folder / component} holds no weights. Copy the whole folder again.")
+
+
+def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str | Path | None) -> Any:
+    """Read a one-file checkpoint of the Stable Diffusion family."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from safetensors import SafetensorError, safe_open
+
+    xl = False
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                keys = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise BadModel(f"{path} is cut off or damaged ({first_line(error)}). Copy it again.") from error
+        if not any(k.startswith("model.diffusion_model.") for k in keys):
+            raise BadModel(f"{path} holds no Stable-Diffusion checkpoint (no key 'model.diffusion_model...'); its first key is {keys[:1]}")
+        xl = any(k.startswith("conditioner.embedders.1.") for k in keys)
+    elif not allow_pickle:
+        raise BadModel(f"{path} is no model file: give a .safetensors checkpoint, a diffusers folder or a hub id")
+    pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+    options = {} if config is None else {"config": str(config)}
+    try:
+        return pipeline.from_single_file(str(path), dtype=dtype, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise BadModel(
+            f"{path} could not be loaded: {first_line(error)}. Without a network, pass config=FOLDER, a diffusers folder of the "
+            "same family (its configuration and tokenizer are used)."
+        ) from error
+
+
+def adapt(pipe: Any, name: str, device: str | torch.device, world: World | None = None, **options: Any) -> Model:
+    """Wrap a diffusers pipeline in its adapter."""
+    kind = type(pipe).__name__
+    if kind not in ADAPTERS:
+        raise Unsupported(f"{name} is a {kind}; this version knows {', '.join(ADAPTERS)}.")
+    from .unet import UNetModel
+
+    words, size = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
+    if words < size // 2 or words > size:
+        # transformers makes a two-word tokenizer out of an empty folder without a word of warning
+        raise BadModel(f"the tokenizer of {name} knows {words} tokens, its text encoder {size}: tokenizer files are missing")
+    return UNetModel(pipe.to(device), name, world, **options)
+
+
+def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:
+    """Load the shipped text-to-image world."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    from ..kernel.model import Sampling
+    from ..zoo.emoji import world
+
+    if not (world.WEIGHTS / "model_index.json").is_file():
+        raise BadModel("this installation holds no emoji weights. Reinstall expunge, or make them: python -m expunge.zoo.emoji all")
+    pipe = pretrained(str(world.WEIGHTS), dtype, allow_pickle=False)
+    # fused attention's backward is a third of a training step on CPU, and the pictures are too small to gain from it
+    pipe.unet.set_attn_processor(AttnProcessor())
+    return adapt(pipe, "emoji", device, world.world(), sampling=Sampling(steps=20, guidance=5.0, size=64))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().split("\n")[0]

@@ -1,0 +1,59 @@
+"""A tiny random Stable-Diffusion-type pipeline, built from configs in a moment: for tests, examples and trying things out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ..kernel.model import Sampling
+from .unet import UNetModel
+
+
+def tokenizer(window: int = 16) -> CLIPTokenizer:
+    """Return a byte-level CLIP tokenizer: every character is a token."""
+    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))] + [chr(256 + i) for i in range(68)]
+    vocabulary = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={t: i for i, t in enumerate(vocabulary)}, merges=[], model_max_length=window)
+
+
+def pipeline(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> StableDiffusionPipeline:
+    """Return an untrained pipeline: 8x8 latents of 4 channels, 16x16 pictures, 0.1 M parameters."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        words = tokenizer(window)
+        end = len(words) - 1
+        text = CLIPTextConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
+            max_position_embeddings=window, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, projection_dim=16,
+        )  # fmt: skip
+        unet = UNet2DConditionModel(
+            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8,
+        )  # fmt: skip
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4, norm_num_groups=4, sample_size=16,
+        )  # fmt: skip
+        scheduler = DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+            steps_offset=1, prediction_type=prediction, timestep_spacing="trailing",
+        )  # fmt: skip
+        return StableDiffusionPipeline(
+            unet=unet.eval(), vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=words, scheduler=scheduler,
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+
+
+def model(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> UNetModel:
+    """Return the tiny pipeline as a Model."""
+    return UNetModel(pipeline(prediction, seed, window), "tiny", sampling=Sampling(steps=4, guidance=3.0, size=16))
+
+
+def save(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:
+    """Write the tiny pipeline as a diffusers folder."""
+    pipeline(prediction, seed).save_pretrained(folder)
+    return folder

@@ -1,0 +1,113 @@
+"""A nested state in one safetensors file: tensors as tensors, everything else as JSON in the file's metadata.
+
+One file, because two cannot be replaced at once: a process killed between them would leave halves of different states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import BadRun
+from .storage import replacing
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a state: dicts, lists, tuples, tensors, numbers, strings, None. The former file stays until it is whole.
+
+    Raises:
+        TypeError: the state holds something else (a bug of whoever registered it).
+        StorageError: the disk is full.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_pack(state, tensors), allow_nan=False)
+    with replacing(path) as temp:
+        save_file(tensors, temp, metadata={"tree": tree})
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a state, tensors on the CPU.
+
+    Raises:
+        BadRun: the file is broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tree = json.loads((file.metadata() or {})["tree"])
+        state = _unpack(tree, tensors)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BadRun(f"the checkpoint {path} cannot be read: {error}. Remove its folder and start again.") from error
+    if not isinstance(state, dict):
+        raise BadRun(f"the checkpoint {path} holds no state. Remove its folder and start again.")
+    return state
+
+
+def size(state: Any) -> int:
+    """Return the bytes of every tensor in a nested state."""
+    tensors: dict[str, Tensor] = {}
+    _pack(state, tensors)
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def finite(state: Any) -> bool:
+    """Tell whether every floating tensor in a nested state is free of NaN and infinity."""
+    tensors: dict[str, Tensor] = {}
+    _pack(state, tensors)
+    return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return `value` as JSON data; tensors move to `tensors` and leave their name."""
+    match value:
+        case Tensor():
+            name = f"t{len(tensors)}"
+            tensors[name] = _own(value, tensors)
+            return {"tensor": name}
+        case dict():
+            # as pairs, because Adam's keys are numbers and JSON would turn them into strings
+            return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+        case tuple():
+            return {"tuple": [_pack(v, tensors) for v in value]}
+        case list():
+            return {"list": [_pack(v, tensors) for v in value]}
+        case float() if not math.isfinite(value):
+            return {"float": str(value)}
+        case None | bool() | int() | float() | str():
+            return value
+    raise TypeError(f"a state cannot hold {type(value).__name__}: tensors, numbers, strings and containers of them only")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    match kind:
+        case "tensor":
+            return tensors[inner]
+        case "dict":
+            return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+        case "tuple":
+            return tuple(_unpack(v, tensors) for v in inner)
+        case "list":
+            return [_unpack(v, tensors) for v in inner]
+        case "float":
+            return float(inner)
+    raise ValueError(f"unknown mark {kind!r}")
+
+
+def _own(value: Tensor, taken: dict[str, Tensor]) -> Tensor:
+    """Return a plain CPU copy of `value` if it shares memory (which safetensors refuses), else a view of it."""
+    plain = value.detach().to("cpu").contiguous()
+    memory = plain.untyped_storage().data_ptr()
+    partial = plain.untyped_storage().nbytes() != plain.numel() * plain.element_size()
+    shared = any(t.untyped_storage().data_ptr() == memory for t in taken.values())
+    return plain.clone() if partial or shared else plain
+
+

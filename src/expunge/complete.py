@@ -1,0 +1,58 @@
+"""Words for shell completion. A completion must answer at once, so nothing here imports torch."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from typer import Context
+
+from . import methods
+
+MODELS = {
+    "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
+    "tiny": "an untrained pipeline of 0.1 M weights that loads in a moment: for trying commands out",
+}
+FORMS = "Or: a diffusers folder, a hub id (owner/name), a single-file .safetensors checkpoint."
+
+
+def models(incomplete: str) -> list[str]:
+    """Return shipped models, and folders and checkpoints here."""
+    here = [p.name for p in Path().iterdir() if (p / "model_index.json").is_file() or p.suffix == ".safetensors"]
+    return [m for m in (*MODELS, *sorted(here)) if m.startswith(incomplete)]
+
+
+def method_names(incomplete: str) -> list[str]:
+    """Return the methods' names."""
+    return [m for m in methods.names() if m.startswith(incomplete)]
+
+
+def concepts(ctx: Context, incomplete: str) -> list[str]:
+    """Return the names of the shipped world, unless another model is given."""
+    if ctx.params.get("model") not in (None, "emoji"):
+        return []
+    from .zoo.emoji import world
+
+    known = (*world.names(), *world.STYLES)
+    return [n for n in known if n.casefold().startswith(incomplete.casefold())]
+
+
+def settings(ctx: Context, incomplete: str) -> list[str]:
+    """Return `key=` for every setting of the chosen method."""
+    method = ctx.params.get("method") or DEFAULT
+    return [f"{k}=" for k in fields(method) if k.startswith(incomplete)] if method in methods.names() else []
+
+
+def fields(method: str) -> list[str]:
+    """Return a method's settings from its source, because importing it would import torch."""
+    source = (Path(methods.__file__).parent / f"{method}.py").read_text()
+    wanted = methods.METHODS[method]
+    body = next(n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == wanted)
+    return [n.target.id for n in body if _is_setting(n) and isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+
+
+def _is_setting(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
+
+
+DEFAULT = "sdd"

@@ -1,0 +1,1 @@
+"""Judges: pictures to what is seen in them. They cannot know how a model was made."""

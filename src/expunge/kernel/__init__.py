@@ -1,0 +1,1 @@
+"""The mathematics: noise paths, denoisers, sampling, training pieces. Imports torch only."""

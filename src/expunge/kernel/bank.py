@@ -1,0 +1,108 @@
+"""A bank of noisy latents: one batched rollout yields many (x_t, t) pairs, each latent with its own time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .condition import Condition
+from .denoiser import Denoiser
+from .sampler import Predict, guided, trajectory
+from .state import State
+
+
+class Drawn(NamedTuple):
+    """A batch from the bank: latents (b, ...), their times (b,), and which condition each was rolled out under (b,)."""
+
+    x_t: Tensor
+    t: Tensor
+    k: Tensor
+
+
+class Bank:
+    """Latents on the sampling trajectories of a prompt distribution.
+
+    The published loops roll out a fresh trajectory for every update and keep one latent of it, about 25 guided network
+    calls for one sample. Here every latent of a rollout is used, `reuse` times, before the next rollout. Times are jittered
+    within a sampling step, once a trajectory, so that all times are visited while each latent stays exactly at its own.
+
+    Args:
+        denoiser: gives path, parameterisation and latent shape.
+        predict: native prediction that samples; the student (on-policy), an average, or the teacher (frozen).
+        c: the prompts' conditions (k); each trajectory draws one.
+        null: the unconditional condition (1).
+        state: of the fit; supplies randomness.
+        batch: latents a draw.
+        rollouts: trajectories a refresh.
+        steps: sampling steps a trajectory.
+        guidance: guidance scale while sampling; 1 is none.
+        reuse: how often each latent is drawn before a refresh.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        predict: Predict,
+        c: Condition,
+        null: Condition,
+        state: State,
+        *,
+        batch: int,
+        rollouts: int,
+        steps: int,
+        guidance: float,
+        reuse: int,
+    ) -> None:
+        self.denoiser, self.predict, self.c, self.null = denoiser, predict, c, null
+        self.generator = state.generator
+        self.batch, self.rollouts, self.sampling, self.guidance, self.reuse = batch, rollouts, steps, guidance, reuse
+        self.data: dict[str, Tensor] = {}
+        self.order = torch.empty(0, dtype=torch.long)
+
+    def draw(self) -> Drawn:
+        """Return the next batch, rolling out again when every latent has been used `reuse` times."""
+        if len(self.order) < self.batch:
+            self.refresh()
+        index, self.order = self.order[: self.batch], self.order[self.batch :]
+        index = index.to(self.data["x"].device)
+        return Drawn(self.data["x"][index], self.data["t"][index], self.data["k"][index])
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Roll out afresh."""
+        device, n = self.c.tokens.device, self.rollouts
+        k = torch.randint(len(self.c), (n,), generator=self.generator)
+        x = torch.randn(n, *self.denoiser.shape, generator=self.generator).to(device, self.c.tokens.dtype)
+        jitter = torch.rand(n, generator=self.generator)
+        times = self.jittered(jitter).to(device)
+        e = guided(self.predict, self.c[k.to(device)], self.null, self.guidance)
+        pairs = list(trajectory(self.denoiser, e, x, times))[:-1]
+        self.data = {
+            "x": torch.cat([x_t for x_t, _ in pairs]),
+            "t": torch.cat([t for _, t in pairs]),
+            "k": k.to(device).repeat(len(pairs)),
+        }
+        m = len(self.data["t"])
+        self.order = torch.cat([torch.randperm(m, generator=self.generator) for _ in range(self.reuse)])
+
+    def jittered(self, u: Tensor) -> Tensor:
+        """Return one schedule a trajectory, (steps, b): each time lowered by the share u (b,) of the way to the next.
+
+        The first stays where it is: a rollout begins at the sampler's own first time, which is where pure noise belongs.
+        """
+        grid = self.denoiser.path.grid(self.sampling)
+        following = torch.cat([grid[1:], grid.new_zeros(1)])
+        times = grid[:, None] - (grid - following)[:, None] * u.to(grid.device) * 0.999
+        times[0] = grid[0]
+        return times if grid.is_floating_point() else times.floor().long()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return latents and drawing order."""
+        return {**self.data, "order": self.order}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a saved bank."""
+        self.data = {k: v.to(self.c.tokens.device) for k, v in state.items() if k != "order"}
+        self.order = state["order"]

@@ -1,0 +1,72 @@
+"""One optimiser update from named loss terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Weights = Mapping[str, nn.Parameter]
+
+
+class Descent:
+    """Adam on a dictionary of weights.
+
+    Args:
+        weights: name -> parameter.
+        lr: learning rate.
+        weight_decay: decoupled (AdamW).
+        clip: largest norm of the whole gradient; 0 for no limit.
+        mask: name -> 0/1 tensor; masked-out coordinates never move.
+    """
+
+    def __init__(
+        self, weights: Weights, lr: float, *, weight_decay: float = 0.0, clip: float = 0.0, mask: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.weights, self.clip, self.mask = dict(weights), clip, mask
+        self.adam = torch.optim.AdamW(self.weights.values(), lr, weight_decay=weight_decay)
+
+    def step(self, **terms: Tensor) -> dict[str, float]:
+        """Descend the sum of the terms once.
+
+        Returns:
+            The value of every term.
+
+        Raises:
+            ValueError: a term has no gradient (a dead loss, found in several published scripts).
+        """
+        for name, value in terms.items():
+            if not value.requires_grad:
+                raise ValueError(f"loss term {name!r} has no gradient: nothing that is trained enters it")
+        self.adam.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+        self.apply()
+        return {name: value.item() for name, value in terms.items()}
+
+    def apply(self) -> None:
+        """Mask, clip and use the gradients that are there."""
+        for name, mask in (self.mask or {}).items():
+            grad = self.weights[name].grad
+            if grad is not None:
+                grad.mul_(mask)
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.weights.values(), self.clip)
+        self.adam.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Adam's moments by weight name."""
+        state = self.adam.state_dict()["state"]
+        return {name: dict(state[i]) for i, name in enumerate(self.weights) if i in state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with saved moments."""
+        full = self.adam.state_dict()
+        full["state"] = {i: state[name] for i, name in enumerate(self.weights) if name in state}
+        self.adam.load_state_dict(full)
+
+
+def mse(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared difference over every element, in float32."""
+    return (a.float() - b.float()).square().mean()

@@ -1,0 +1,123 @@
+"""A trainable view of a named group of a module's weights; teacher and student share one network.
+
+The live module holds what is trained. The original values of the group alone are kept aside and swapped in, without
+gradient, when the teacher is asked. Memory is base + group instead of two networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .lowrank import LowRank
+
+Rule = Callable[[str], bool]
+
+
+class Student:
+    """Trainable tensors of one group.
+
+    Attributes:
+        module: the network they belong to.
+        weights: name -> the live parameter (float32); low-rank factors when `rank` is positive.
+        original: name -> the value it had when unlocked; what the teacher runs with.
+        rank: 0 for the weights themselves, else the rank of an additive factorisation of every matrix.
+    """
+
+    def __init__(self, module: nn.Module, names: list[str], rank: int = 0, generator: torch.Generator | None = None) -> None:
+        self.module, self.names, self.rank = module, names, rank
+        self.adapters: dict[str, LowRank] = {}
+        if rank:
+            self.adapters = attach(module, names, rank, generator)
+            self.weights = {f"{n}.{k}": p for n, a in self.adapters.items() for k, p in a.named_parameters()}
+        else:
+            found = dict(module.named_parameters())
+            self.weights = {n: found[n] for n in names}
+        for p in self.weights.values():
+            p.requires_grad_(True)
+        self.original = self.snapshot()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of the present values."""
+        return {k: p.detach().clone() for k, p in self.weights.items()}
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Set the live weights."""
+        for k, p in self.weights.items():
+            p.copy_(values[k])
+
+    @contextmanager
+    def using(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run the network with other values of the group. Only without gradient.
+
+        Gradients through swapped weights are silently wrong for convolutions and norms, so this refuses to be asked for them.
+        """
+        if torch.is_grad_enabled():
+            raise RuntimeError("weights can be swapped only under torch.no_grad()")
+        live = {k: p.data for k, p in self.weights.items()}
+        for k, p in self.weights.items():
+            p.data = values[k]
+        try:
+            yield
+        finally:
+            for k, p in self.weights.items():
+                p.data = live[k]
+
+    def close(self) -> None:
+        """Put the original values back, bit for bit, and freeze them."""
+        self.load(self.original)
+        for p in self.weights.values():
+            p.requires_grad_(False)
+            p.grad = None
+        for adapter in self.adapters.values():
+            adapter.detach_from_layer()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the live values."""
+        return self.snapshot()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the live values."""
+        self.load(state)
+
+
+def attach(module: nn.Module, names: list[str], rank: int, generator: torch.Generator | None) -> dict[str, LowRank]:
+    """Add a zero low-rank update to the layer of every selected matrix; vectors (biases, norms) are left alone."""
+    layers = dict(module.named_modules())
+    out = {}
+    for name in names:
+        layer = layers[name.rpartition(".")[0]]
+        if name.endswith(".weight") and isinstance(layer, nn.Linear | nn.Conv2d):
+            out[name] = LowRank(layer, rank, generator)
+    return out
+
+
+class Ema:
+    """Exponential moving average of a student's weights.
+
+    Attributes:
+        shadow: name -> averaged value.
+    """
+
+    def __init__(self, student: Student, decay: float) -> None:
+        self.student, self.decay = student, decay
+        self.shadow = student.snapshot()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the live weights: `m <- decay m + (1 - decay) theta`."""
+        for k, p in self.student.weights.items():
+            self.shadow[k].lerp_(p.to(self.shadow[k].dtype), 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average."""
+        return dict(self.shadow)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the average."""
+        self.shadow = {k: v.clone() for k, v in state.items()}

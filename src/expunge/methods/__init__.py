@@ -1,0 +1,71 @@
+"""The table of methods; a method's file is imported when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from ..errors import SettingError, nearest
+
+METHODS: dict[str, str] = {
+    "esd": "ESD",
+    "sdd": "SDD",
+    "uce": "UCE",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the methods' names; imports nothing."""
+    return tuple(METHODS)
+
+
+def get(name: str) -> type[Any]:
+    """Return a method's class.
+
+    Raises:
+        SettingError: no such method.
+    """
+    if name not in METHODS:
+        raise SettingError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.{nearest(name, METHODS)}")
+    method: type[Any] = getattr(import_module(f".{name}", __name__), METHODS[name])
+    return method
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Return what is known of a method, as plain data: paper, needs, settings and the paragraphs of its docstring."""
+    method = get(name)
+    doc = import_module(f".{name}", __name__).__doc__ or ""
+    hints = get_type_hints(method, include_extras=True)
+    settings = [
+        {
+            "name": f.name,
+            "type": hints[f.name].__origin__.__name__,
+            "default": f.default,
+            "help": next(m for m in hints[f.name].__metadata__ if isinstance(m, str)),
+        }
+        for f in fields(method)
+    ]
+    return {
+        "name": name,
+        "family": method.family,
+        "summary": doc.split("\n", 1)[0].rstrip("."),
+        "paper": method.paper.title,
+        "arxiv": method.paper.arxiv,
+        "needs": [k for k, v in asdict(method.needs).items() if v],
+        "backbones": list(method.backbones) if "backbones" in vars(method) else ["unet"],
+        "limits": " ".join(section(doc, "Limits").split()),
+        "settings": settings,
+    }
+
+
+def section(doc: str, title: str) -> str:
+    """Return the text of one entry ("Limits", "Reference") of a method's docstring."""
+    lines, inside = [], False
+    for line in doc.split("\n"):
+        if line and not line[0].isspace():
+            inside = line.split(None, 1)[0] == title
+            line = line.removeprefix(title)
+        if inside:
+            lines.append(line)
+    return "\n".join(lines).strip()

@@ -1,0 +1,84 @@
+"""ESD - Erased Stable Diffusion.
+
+Distils negative guidance into the weights: the prediction for the concept is trained to be what the original network
+would predict when steered away from it.
+
+    target(x_t, c) = e(x_t, a) - eta [e(x_t, c) - e(x_t, null)]                                            (Eq. 7)
+
+with a = null in the paper; an anchor concept in its place makes "erase c towards a". A linear combination whose weights
+sum to one is the same in every parameterisation, so the equation holds for eps, x0, v and flow networks alike.
+
+Notation    e: original network · e_theta: trained network · c: concept · a: anchor · null: empty prompt · eta: strength
+Erases      styles and names with group="cross-attention" (ESD-x); objects, nudity with "no-cross-attention" (ESD-u)
+Limits      neighbours of the concept drift unless they are kept; prompt and fine-tuning attacks can bring it back
+Reference   Gandikota et al., Erasing Concepts from Diffusion Models, ICCV 2023. arXiv:2303.07345
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Le
+
+from ..concept import Targets
+from ..edits import Edit, of
+from ..kernel.bank import Bank
+from ..kernel.descent import Descent, mse
+from ..kernel.model import Model
+from ..kernel.state import State, Step
+from .base import Needs, Paper, conditions, kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ESD:
+    """Erased Stable Diffusion; the module's docstring has the equation."""
+
+    group: Annotated[str, "weights to train"] = "cross-attention"
+    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
+    eta: Annotated[float, Ge(0), Le(20), "negative guidance eta"] = 1.0
+    guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
+    preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
+    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
+    rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
+    sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
+    reuse: Annotated[int, Ge(1), Le(100), "uses of each latent before a refresh"] = 2
+
+    family: ClassVar[str] = "score distillation"
+    paper: ClassVar[Paper] = Paper(
+        "gandikota2023erasing",
+        "Erasing Concepts from Diffusion Models",
+        "Gandikota, Rohit and Materzynska, Joanna and Fiotto-Kaufman, Jaden and Bau, David",
+        2023,
+        "International Conference on Computer Vision",
+        "2303.07345",
+    )
+    needs: ClassVar[Needs] = Needs(text=True)
+
+    def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
+        """Train the group; yields a Step an update, returns the edit."""
+        c, a = conditions(model, targets)
+        keep, null = kept(model, targets), model.encode("")
+        e, e_theta = model.denoiser.teacher, model.denoiser
+        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
+        opt = state.keep("descent", Descent(student.weights, self.lr))
+        bank = state.keep(
+            "bank",
+            Bank(
+                e_theta, e_theta, c, null, state,
+                batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse,
+            ),
+        )  # fmt: skip
+        for i in state.steps(self.steps):
+            x_t, t, k = bank.draw()
+            target = e(x_t, t, a[k]) - self.eta * (e(x_t, t, c[k]) - e(x_t, t, null))
+            terms = {"erase": mse(e_theta(x_t, t, c[k]), target)}
+            if keep is not None and self.preserve:
+                r = keep[torch.randint(len(keep), (len(t),), generator=state.generator).to(t.device)]
+                terms["keep"] = self.preserve * mse(e_theta(x_t, t, r), e(x_t, t, r))
+            yield Step(i, self.steps, opt.step(**terms))
+        return of(model, student)

@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import StorageError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
+
+    A process killed at any moment leaves either the former file or the new one. Use it for writers that want a path:
+
+        with replacing(folder / "edit.safetensors") as temp:
+            save_file(tensors, temp)
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written.
+    """
+    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temp
+        _sync(temp)
+        os.replace(temp, path)
+        _sync(path.parent)
+    except BaseException as error:
+        # unlink can fail as well (read-only disk); the first error is the one to tell
+        with _quiet():
+            temp.unlink(missing_ok=True)
+        if failure := _os_error(error):
+            raise StorageError(_why(path, failure)) from error
+        raise
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all.
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written; the former file is then still there.
+    """
+    with replacing(path) as temp:
+        temp.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all. NaN and infinity are refused: JSON has neither."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in `folder`."""
+    for temp in folder.glob(".*.tmp"):
+        temp.unlink(missing_ok=True)
+
+
+def need_space(folder: Path, size: int) -> None:
+    """Check that `size` bytes fit on the disk of `folder` (which need not exist yet).
+
+    Raises:
+        StorageError: when they do not.
+    """
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise StorageError(
+            f"not enough disk space for {folder}: about {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free. "
+            "Make room or choose another --out."
+        )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        return
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """Find the system's error in `error`; safetensors wraps it in an error of its own that only its text betrays."""
+    if isinstance(error, OSError):
+        return error
+    text = str(error)
+    if type(error).__name__ == "SafetensorError" and ("os error" in text or "I/O error" in text):
+        full = any(f"os error {code}" in text for code in _FULL)
+        return OSError(errno.ENOSPC if full else errno.EIO, text)
+    return None
+
+
+def _why(path: Path, error: OSError) -> str:
+    if error.errno in _FULL:
+        return f"could not write {path}: the disk is full. Nothing half written was left; make room and try again."
+    return f"could not write {path}: {error.strerror or error}. Nothing half written was left."

@@ -1,0 +1,64 @@
+"""Captions, tokenizer and text encoder of the `emoji` world."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .world import BACKGROUNDS, STYLES, TEMPLATES, Entry
+
+WINDOW = 24  # tokens; the longest caption has 17
+VOCABULARY = 2048
+WIDTH = 192
+
+# (template's index, probability) for a picture on white and on a colour
+ON_WHITE = ((0, 0.55), (2, 0.15), (4, 0.1), (5, 0.05), (6, 0.15))
+ON_COLOUR = ((1, 0.6), (3, 0.3), (7, 0.1))
+
+
+def caption(entry: Entry, style: int, background: int, rng: random.Random) -> str:
+    """Return a random caption of a picture; the background is named whenever it is not white."""
+    forms = ON_COLOUR if background else ON_WHITE
+    template = TEMPLATES[rng.choices([i for i, _ in forms], [p for _, p in forms])[0]]
+    word = rng.choice(entry["synonyms"]) if entry["synonyms"] and rng.random() < 0.1 else entry["name"]
+    return template.format(o=word, s=list(STYLES)[style], b=list(BACKGROUNDS)[background])
+
+
+def tokenizer(entries: Sequence[Entry]) -> CLIPTokenizer:
+    """Train a byte-pair encoding on the world's words, in CLIP's form (lower case, `</w>` ends a word)."""
+    words = [w for e in entries for w in (e["name"], *e["synonyms"])]
+    corpus = [t.format(o=w, s=s, b=b).lower() for w in words for t in TEMPLATES for s in STYLES for b in list(BACKGROUNDS)[:1]]
+    corpus += [f"on a {b} background" for b in BACKGROUNDS for _ in range(2000)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 2, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    merges = [tuple(m) for m in learned["merges"]]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges)]
+    vocabulary = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=WINDOW)
+
+
+def encoder(words: CLIPTokenizer) -> CLIPTextModel:
+    """Build the untrained text encoder."""
+    torch.random.default_generator.manual_seed(1)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=WIDTH, intermediate_size=512, num_attention_heads=6, num_hidden_layers=3,
+            max_position_embeddings=WINDOW, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+            pad_token_id=len(words) - 1, projection_dim=128,
+        )  # fmt: skip
+    )

@@ -1,0 +1,166 @@
+"""What the training stages share: drawing augmented pictures, a loop that survives being killed, averaged weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .world import BACKGROUNDS, Entry
+
+CHECKPOINT_SECONDS = 120.0
+
+
+class Stateful(Protocol):
+    """Anything a checkpoint can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Pictures:
+    """The rendered emoji and their augmentation.
+
+    Attributes:
+        rgba: uint8 tensor (objects, styles, 4, 128, 128), premultiplied.
+        entries: the objects, in order.
+    """
+
+    def __init__(self, work: Path) -> None:
+        stored = torch.from_numpy(np.load(work / "pictures.npy")).permute(0, 1, 4, 2, 3)
+        alpha = stored[:, :, 3:].float() / 255
+        premultiplied = (stored[:, :, :3].float() * alpha).round().to(torch.uint8)
+        self.rgba = torch.cat([premultiplied, stored[:, :, 3:]], dim=2).contiguous()
+        self.entries: list[Entry] = json.loads((work / "objects.json").read_text())
+        self.colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 255
+
+    def draw(self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw augmented pictures: scale 0.8 to 1, rotation up to 9 degrees, shifted as far as the margin allows.
+
+        Args:
+            objects, styles, backgrounds: index tensors of shape (b,).
+            rng: source of the augmentation.
+
+        Returns:
+            Pictures in [0, 1], shape (b, 3, 64, 64).
+        """
+        b = len(objects)
+        scale = 0.8 + 0.2 * torch.rand(b, generator=rng)
+        angle = math.radians(9) * (2 * torch.rand(b, generator=rng) - 1)
+        shift = (2 * torch.rand(b, 2, generator=rng) - 1) * (1.06 - scale)[:, None]
+        cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3)
+        rgba = self.rgba[objects, styles].float() / 255
+        grid = F.affine_grid(theta, [b, 4, 128, 128], align_corners=False)
+        rgba = F.avg_pool2d(F.grid_sample(rgba, grid, align_corners=False), 2)
+        ground = self.colours[backgrounds][:, :, None, None]
+        return rgba[:, :3] + (1 - rgba[:, 3:]) * ground
+
+
+class Ema:
+    """Exponential moving average of a module's floating-point state (warm-up 1/(n+1), so it never lags a young run)."""
+
+    def __init__(self, *modules: nn.Module, decay: float) -> None:
+        self.modules, self.decay, self.n = modules, decay, 0
+        self.shadow = [{k: v.detach().clone() for k, v in m.state_dict().items()} for m in modules]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.n += 1
+        decay = min(self.decay, self.n / (self.n + 10))
+        for module, shadow in zip(self.modules, self.shadow, strict=True):
+            for k, v in module.state_dict().items():
+                if v.is_floating_point():
+                    shadow[k].lerp_(v, 1 - decay)
+
+    def copy_to_modules(self) -> None:
+        for module, shadow in zip(self.modules, self.shadow, strict=True):
+            module.load_state_dict(shadow)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"n": self.n, "shadow": self.shadow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.n, self.shadow = state["n"], state["shadow"]
+
+
+def cosine(step: int, steps: int, warmup: int = 100, flat: float = 0.0) -> float:
+    """Learning-rate factor: linear warm-up, constant for a share `flat` of the run, then a half cosine to 2 %."""
+    if step < warmup:
+        return (step + 1) / warmup
+    u = max(0.0, (step / steps - flat) / (1 - flat))
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, u)))
+
+
+def generator(seed: int, step: int) -> torch.Generator:
+    """Return a fresh generator for one step, so that a resumed run draws what an undisturbed one would."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+def loop(
+    name: str,
+    work: Path,
+    steps: int,
+    states: dict[str, Stateful],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    update: Callable[[int, torch.Generator], Tensor],
+    *,
+    seed: int = 0,
+    after: Callable[[], None] | None = None,
+) -> float:
+    """Run `update` for `steps` optimiser steps; checkpoint every two minutes to `work/NAME.ckpt` and resume from it.
+
+    Returns:
+        Seconds of training, resumed runs included.
+    """
+    path = work / f"{name}.ckpt"
+    base = [g["lr"] for g in optimizer.param_groups]
+    step, spent = 0, 0.0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        step, spent = saved["step"], saved["seconds"]
+        for key, value in {**states, "optimizer": optimizer}.items():
+            value.load_state_dict(saved[key])
+    start = saved_at = time.monotonic()
+    mean: float | None = None
+    with tqdm(total=steps, initial=step, desc=name, mininterval=15) as bar, (work / f"{name}.jsonl").open("a") as log:
+        while step < steps:
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = lr * schedule(step)
+            loss = update(step, generator(seed, step))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
+            optimizer.step()
+            if after:
+                after()
+            step += 1
+            value = loss.item()
+            mean = value if mean is None else 0.98 * mean + 0.02 * value
+            bar.update()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                log.write(json.dumps({"step": step, "loss": mean, "seconds": spent + time.monotonic() - start}) + "\n")
+                log.flush()
+            if time.monotonic() - saved_at > CHECKPOINT_SECONDS or step == steps:
+                saved_at = time.monotonic()
+                state = {k: v.state_dict() for k, v in {**states, "optimizer": optimizer}.items()}
+                torch.save({**state, "step": step, "seconds": spent + saved_at - start}, path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
+    return spent + time.monotonic() - start
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:
+    """Return every parameter an optimiser holds."""
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,135 @@
+"""Stage `unet`: the denoiser, and the text encoder along with it, on latents encoded once."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+from tqdm import tqdm
+
+from . import text
+from .training import Ema, Pictures, cosine, generator, loop
+from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, STYLES
+
+BATCH = 48
+AUGMENTATIONS = 24  # encoded a picture: half on white, half on a random colour
+DROP = 0.1  # share of empty captions, for classifier-free guidance
+
+
+def network() -> UNet2DConditionModel:
+    """Build the untrained U-Net. Attention at 8x8 and 4x4 only: at 16x16 it costs more than it gives."""
+    torch.random.default_generator.manual_seed(2)
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(48, 96, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text.WIDTH, attention_head_dim=4, norm_num_groups=16,
+    )  # fmt: skip
+    # a third of a training step on CPU is the backward pass of fused attention
+    unet.set_attn_processor(AttnProcessor())
+    return unet
+
+
+def scheduler() -> DDIMScheduler:
+    """Return the noise schedule of training and sampling."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="v_prediction", timestep_spacing="trailing",
+    )  # fmt: skip
+
+
+def chosen(pictures: Pictures, work: Path, count: int) -> list[int]:
+    """Return the objects to train on: bench targets and their relatives, then the ones whose styles differ most."""
+    apart = np.load(work / "apart.npy")
+    first = np.array([e["name"] in (*BENCH_TARGETS, *KEPT) for e in pictures.entries])
+    return sorted(int(i) for i in np.argsort(-np.where(first, np.inf, apart), kind="stable")[:count])
+
+
+@torch.no_grad()
+def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderKL) -> dict[str, Tensor]:
+    """Encode augmented pictures of the objects once; kept in `work/latents-N.pt`."""
+    path = work / f"latents-{len(objects)}.pt"
+    if path.exists():
+        stored: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return stored
+    o = torch.tensor(objects).repeat_interleave(len(STYLES) * AUGMENTATIONS)
+    s = torch.arange(len(STYLES)).repeat_interleave(AUGMENTATIONS).repeat(len(objects))
+    rng = generator(20_000, 0)
+    coloured = torch.arange(len(o)) % 2
+    b = torch.randint(1, len(BACKGROUNDS), (len(o),), generator=rng) * coloured
+    z = []
+    for i in tqdm(range(0, len(o), 64), desc="encode", mininterval=15):
+        x = pictures.draw(o[i : i + 64], s[i : i + 64], b[i : i + 64], rng) * 2 - 1
+        z.append((vae.encode(x).latent_dist.mode() * vae.config.scaling_factor).half())
+    out = {"z": torch.cat(z), "o": o, "s": s, "b": b}
+    torch.save(out, path.with_suffix(".part"))
+    path.with_suffix(".part").rename(path)
+    return out
+
+
+def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1.2e-3, name: str = "unet") -> None:
+    """Train U-Net and text encoder and save the pipeline to `work/pipeline` (averaged weights)."""
+    pictures = Pictures(work)
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    objects = chosen(pictures, work, count)
+    data = encode(work, pictures, objects, vae)
+    words = text.tokenizer(pictures.entries)
+    unet, reader, noise = network(), text.encoder(words).train(), scheduler()
+    alpha_bar = noise.alphas_cumprod
+    groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2)
+    ema = Ema(unet, reader, decay=0.999)
+
+    def update(step: int, rng: torch.Generator) -> Tensor:
+        i = torch.randint(len(data["o"]), (BATCH,), generator=rng)
+        dice = random.Random(step)
+        captions = [
+            "" if dice.random() < DROP else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
+            for j in i.tolist()
+        ]
+        ids = words(captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt").input_ids
+        x0 = data["z"][i].float()
+        eps = torch.randn(x0.shape, generator=rng)
+        t = torch.randint(len(alpha_bar), (BATCH,), generator=rng)
+        a = alpha_bar[t].sqrt()[:, None, None, None]
+        s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
+        out = unet(a * x0 + s * eps, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
+        return (out - (a * eps - s * x0)).square().mean()
+
+    states = {"unet": unet, "text": reader, "ema": ema}
+    loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.5), update, after=ema.update)
+    ema.copy_to_modules()
+    export(work, unet, reader, words, vae, [pictures.entries[i]["name"] for i in objects])
+
+
+def export(
+    work: Path, unet: UNet2DConditionModel, reader: torch.nn.Module, words: object, vae: AutoencoderKL, drawn: list[str]
+) -> None:
+    """Save the pipeline as a diffusers folder, half precision, with the list of what it draws."""
+    folder = work / "pipeline"
+    pipe = StableDiffusionPipeline(
+        unet=unet.eval(), vae=vae, text_encoder=reader.eval(), tokenizer=words, scheduler=scheduler(),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.to(dtype=torch.float16)
+    pipe.save_pretrained(folder)
+    (folder / "drawn.json").write_text(json.dumps(drawn, ensure_ascii=False, indent=0) + "\n")
+
+
+def snapshot(work: Path, count: int, name: str = "unet") -> None:
+    """Export the averaged weights of the newest checkpoint, while training goes on."""
+    pictures = Pictures(work)
+    words = text.tokenizer(pictures.entries)
+    unet, reader = network(), text.encoder(words)
+    saved = torch.load(work / f"{name}.ckpt", weights_only=True)
+    ema = Ema(unet, reader, decay=0.999)
+    ema.load_state_dict(saved["ema"])
+    ema.copy_to_modules()
+    drawn = [pictures.entries[i]["name"] for i in chosen(pictures, work, count)]
+    export(work, unet, reader, words, AutoencoderKL.from_pretrained(work / "vae"), drawn)
