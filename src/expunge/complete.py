@@ -9,6 +9,7 @@ from typer import Context
 
 from . import methods
 
+DEFAULT = "sdd"
 MODELS = {
     "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
     "tiny": "an untrained pipeline of 0.1 M weights that loads in a moment: for trying commands out",
@@ -53,6 +54,3 @@ def fields(method: str) -> list[str]:
 
 def _is_setting(node: ast.stmt) -> bool:
     return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
-
-
-DEFAULT = "sdd"

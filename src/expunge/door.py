@@ -247,7 +247,7 @@ def _check_clashes(concepts: list[Concept]) -> None:
 
 def _check_needs(model: Model, concepts: list[Concept], method: Method) -> None:
     needs, name = method.needs, _name(method)
-    if needs.text and not any(m.startswith("text_encoder") for m in model.modules()):
+    if needs.text and not model.reads_text:
         raise NeedsError(f"{name} needs a text encoder, and {model.name!r} has none. Choose a method for such models.")
     for c in concepts if needs.images else ():
         if c.images is None or not any(p.suffix.lower() in PICTURES for p in c.images.iterdir()):

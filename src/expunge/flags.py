@@ -43,7 +43,11 @@ def check(method: Any) -> None:
     Raises:
         SettingError: wrong type or out of range.
     """
-    build(type(method), asdict(method))
+    built = build(type(method), asdict(method))
+    for name, value in asdict(method).items():
+        # build converts, as text needs; here a value of another type would go on into the method
+        if getattr(built, name) != value:
+            raise SettingError(f"setting {name}={value!r} of {type(method).__name__} must be {type(getattr(built, name)).__name__}.")
 
 
 def parse(pairs: Iterable[str]) -> dict[str, str]:

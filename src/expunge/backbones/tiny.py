@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..kernel.model import Sampling
 from .unet import UNetModel
@@ -19,32 +19,63 @@ def tokenizer(window: int = 16) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(vocabulary)}, merges=[], model_max_length=window)
 
 
+def text_config(window: int) -> CLIPTextConfig:
+    """Return the configuration of a text encoder 16 wide."""
+    end = len(tokenizer(window)) - 1
+    return CLIPTextConfig(
+        vocab_size=end + 1, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
+        max_position_embeddings=window, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, projection_dim=16,
+    )  # fmt: skip
+
+
+def autoencoder() -> AutoencoderKL:
+    """Return an untrained autoencoder, 16x16 pictures to 8x8 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, norm_num_groups=4, sample_size=16,
+    )  # fmt: skip
+
+
+def denoiser(**options: object) -> UNet2DConditionModel:
+    """Return an untrained U-Net of 0.1 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8, norm_num_groups=8, **options,
+    )  # fmt: skip
+
+
+def scheduler(prediction: str) -> DDIMScheduler:
+    """Return Stable Diffusion's noise schedule."""
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction, timestep_spacing="trailing",
+    )  # fmt: skip
+
+
 def pipeline(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> StableDiffusionPipeline:
-    """Return an untrained pipeline: 8x8 latents of 4 channels, 16x16 pictures, 0.1 M parameters."""
+    """Return an untrained Stable-Diffusion-type pipeline."""
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(seed)
-        words = tokenizer(window)
-        end = len(words) - 1
-        text = CLIPTextConfig(
-            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=2,
-            max_position_embeddings=window, bos_token_id=end - 1, eos_token_id=end, pad_token_id=end, projection_dim=16,
-        )  # fmt: skip
-        unet = UNet2DConditionModel(
-            sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8,
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4, norm_num_groups=4, sample_size=16,
-        )  # fmt: skip
-        scheduler = DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-            steps_offset=1, prediction_type=prediction, timestep_spacing="trailing",
-        )  # fmt: skip
         return StableDiffusionPipeline(
-            unet=unet.eval(), vae=vae.eval(), text_encoder=CLIPTextModel(text).eval(), tokenizer=words, scheduler=scheduler,
+            unet=denoiser(cross_attention_dim=16).eval(), vae=autoencoder().eval(), tokenizer=tokenizer(window),
+            text_encoder=CLIPTextModel(text_config(window)).eval(), scheduler=scheduler(prediction),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        )  # fmt: skip
+
+
+def xl_pipeline(seed: int = 0, window: int = 16) -> StableDiffusionXLPipeline:
+    """Return an untrained pipeline with two text encoders and SDXL's size conditions."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        unet = denoiser(
+            cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40
+        )
+        config = text_config(window)
+        return StableDiffusionXLPipeline(
+            unet=unet.eval(), vae=autoencoder().eval(), tokenizer=tokenizer(window), tokenizer_2=tokenizer(window),
+            text_encoder=CLIPTextModel(config).eval(), text_encoder_2=CLIPTextModelWithProjection(config).eval(),
+            scheduler=scheduler("epsilon"),
         )  # fmt: skip
 
 

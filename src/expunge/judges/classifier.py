@@ -20,25 +20,42 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from expunge.errors import BadModel
+from ..errors import BadModel
 
 SIDE = 64
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a judge sees in n pictures.
+    """What a judge sees in n pictures; the row of a picture that could not be read is nan throughout.
 
     Attributes:
-        object, style: index of the best class, shape (n,); -1 where the picture could not be read.
-        confidence: softmax probability of the best object, shape (n,); nan where the picture could not be read.
-        style_confidence: the same of the best style.
+        objects, styles: softmax probabilities, shapes (n, objects) and (n, styles).
     """
 
-    object: Tensor
-    style: Tensor
-    confidence: Tensor
-    style_confidence: Tensor
+    objects: Tensor
+    styles: Tensor
+
+    @property
+    def object(self) -> Tensor:
+        """Index of the best object, shape (n,); -1 where the picture could not be read."""
+        return best(self.objects)
+
+    @property
+    def style(self) -> Tensor:
+        """Index of the best style, shape (n,); -1 where the picture could not be read."""
+        return best(self.styles)
+
+    @property
+    def confidence(self) -> Tensor:
+        """Probability of the best object, shape (n,); nan where the picture could not be read."""
+        return self.objects.amax(1)
+
+
+def best(probabilities: Tensor) -> Tensor:
+    """Return the most probable class of every row (n, classes), -1 for a row that holds a nan."""
+    index = probabilities.argmax(1)
+    return index.masked_fill(probabilities.isnan().any(1), -1)
 
 
 class Conv(nn.Sequential):
@@ -64,6 +81,7 @@ class Bottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of x (n, c, h, w)."""
         return F.silu(x + self.body(x))
 
 
@@ -132,30 +150,18 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def read(self, images: Tensor, batch: int = 128) -> Reading:
-        """Read pictures; one that holds a value that is not finite becomes class -1 with confidence nan.
+        """Read pictures; one that holds a value that is not finite is not read: its probabilities are nan.
 
         Raises:
             BadModel: the pictures are not (n, 3, 64, 64).
         """
         if images.ndim != 4 or images.shape[1:] != (3, SIDE, SIDE):
             raise BadModel(f"The judge reads pictures of shape (n, 3, {SIDE}, {SIDE}), not {tuple(images.shape)}.")
-        chunks = [self._read(chunk) for chunk in images.float().split(batch)] or [self._read(images.float())]
-        return Reading(*(torch.cat([getattr(c, k) for c in chunks]) for k in Reading.__dataclass_fields__))
+        logits = [self(finite(chunk)) for chunk in torch.split(images.float(), batch)]
+        readable = images.isfinite().flatten(1).all(1, keepdim=True)
+        objects, styles = (torch.cat(heads).softmax(1) for heads in zip(*logits, strict=True))
+        return Reading(objects.where(readable, torch.nan), styles.where(readable, torch.nan))
 
-    def _read(self, images: Tensor) -> Reading:
-        good = images.isfinite().flatten(1).all(1)
-        object_logits, style_logits = self(torch.where(good[:, None, None, None], images, torch.zeros_like(images)))
-        best = [logits.softmax(-1).max(-1) for logits in (object_logits, style_logits)]
-        good &= best[0].values.isfinite() & best[1].values.isfinite()
-        nan = torch.full_like(best[0].values, torch.nan)
-        return Reading(
-            object=best[0].indices.where(good, torch.full_like(best[0].indices, -1)),
-            style=best[1].indices.where(good, torch.full_like(best[1].indices, -1)),
-            confidence=best[0].values.where(good, nan),
-            style_confidence=best[1].values.where(good, nan),
-        )
-
-    @torch.no_grad()
     def confidence(self, images: Tensor) -> Tensor:
         """Return the softmax probability of the best object, shape (n,); nan for a picture that is not finite."""
         return self.read(images).confidence
@@ -169,6 +175,11 @@ class Judge(nn.Module):
         if name in self.styles:
             return cast(Tensor, style_logits.softmax(-1)[:, self.styles.index(name)])
         raise BadModel(f"The judge knows no object or style {name!r}; see Judge.objects and Judge.styles.")
+
+
+def finite(images: Tensor) -> Tensor:
+    """Return pictures with 0 for what is not finite, so that one broken picture cannot spoil a batch."""
+    return images.nan_to_num(0.0, 0.0, 0.0)
 
 
 def save_judge(judge: Judge, path: Path, extra: dict[str, Any] | None = None) -> None:
@@ -193,7 +204,9 @@ def load_judge(path: Path | str) -> Judge:
     """
     path = Path(path)
     if not path.is_file():
-        raise BadModel(f"Judge weights {path} are missing. Reinstall expunge, or train: python -m expunge.zoo.emoji judges")
+        raise BadModel(
+            f"Judge weights {path} are missing. Reinstall expunge, or train: python -m expunge.zoo.emoji judges"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata() or {}

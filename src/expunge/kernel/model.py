@@ -30,11 +30,13 @@ class Model(ABC):
         name: what `expunge.load` was given.
         denoiser: the network that methods train.
         sampling: default sampling settings.
+        reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
     """
 
     name: str
     denoiser: Denoiser
     sampling: Sampling
+    reads_text: bool = True
     _hash: str | None = None
 
     @property

@@ -1,7 +1,7 @@
 """Stage `judges`: two classifiers of objects and drawing styles, of different architecture and seed.
 
 They learn from real renders only, never from generated pictures, so that no model can please them by its own habits.
-Half of the training pictures are softened, made noisy and recoloured, because generated pictures are softer than renders.
+Half of the training pictures are softened, made noisy and recoloured: generated pictures are softer than renders.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def soften(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def draw(pictures: Pictures, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw n augmented renders of random objects, styles and backgrounds (half of them white): images, objects, styles."""
+    """Draw n augmented renders at random, half of them on white: images, objects, styles."""
     o = torch.randint(len(pictures.entries), (n,), generator=rng)
     s = torch.randint(len(STYLES), (n,), generator=rng)
     b = torch.randint(len(BACKGROUNDS), (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.5)
@@ -60,13 +60,13 @@ def draw(pictures: Pictures, n: int, rng: torch.Generator) -> tuple[Tensor, Tens
 def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3) -> None:
     """Train judge `which` ("a" or "b") and save it, with its measured accuracy, to `work/judge-WHICH.safetensors`."""
     pictures = Pictures(work)
-    torch.random.default_generator.manual_seed(SEEDS[which])
-    judge = Judge(which, len(pictures.entries), len(STYLES)).to(memory_format=torch.channels_last)
+    torch.default_generator.manual_seed(SEEDS[which])
+    judge = Judge(which, len(pictures.entries), len(STYLES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge.objects, judge.styles = tuple(e["name"] for e in pictures.entries), tuple(STYLES)
     optimizer = torch.optim.AdamW(judge.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02)
     ema = Ema(judge, decay=0.998)
 
-    def update(step: int, rng: torch.Generator) -> Tensor:
+    def update(_: int, rng: torch.Generator) -> Tensor:
         clean, o, s = draw(pictures, BATCH, rng)
         half = BATCH // 2
         x = torch.cat([clean[:half], soften(clean[half:], rng)])
@@ -91,7 +91,7 @@ def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3) -> None:
         f"soft_{k}": v for k, v in measure(judge, pictures, n=2048, soft=True).items()
     }
     save_judge(judge, work / f"judge-{which}.safetensors", {"steps": steps, "seconds": round(seconds)})
-    print(f"judge {which}: {judge.accuracy} on fresh augmentations")  # noqa: T201
+    print(f"judge {which}: {judge.accuracy} on fresh augmentations")
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Metrics: outcomes and features of picture pairs (before, after) to numbers with intervals."""

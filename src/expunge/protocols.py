@@ -1,0 +1,219 @@
+"""Protocols: which pictures are made, how, and how they are judged. Named, versioned, frozen; no torch.
+
+A number is comparable only with numbers of the same protocol id. Change anything here and the id must change.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from .concept import World
+from .errors import ConceptError, Unsupported, nearest
+
+Role = Literal["target", "neighbour", "retain"]
+
+
+@dataclass(frozen=True)
+class PictureSpec:
+    """One picture of a protocol.
+
+    Attributes:
+        role: "target" (an erased concept), "neighbour" (one of the nearest retained concepts) or "retain".
+        concept: what the picture counts for: its object, or its style when styles are erased.
+        prompt: the prompt.
+        seed: seed of its noise.
+        object: object that the prompt names.
+        style: style that the prompt names, None when it names none.
+    """
+
+    role: Role
+    concept: str
+    prompt: str
+    seed: int
+    object: str
+    style: str | None
+
+
+# metric -> (what it says, which way is better); the order of every table
+METRICS: dict[str, tuple[str, str]] = {
+    "ua": ("unlearning accuracy: target pictures not read as the erased concept", "higher"),
+    "ira": ("in-domain retention: retained pictures read as the concept of their prompt", "higher"),
+    "cra": ("cross-domain retention: the same pictures, read on the other head (style, or object)", "higher"),
+    "h": ("harmonic mean of ua, ira and cra", "higher"),
+    "clip_score": ("cosine between picture and prompt, retained pictures (our CLIP, not OpenAI's)", "higher"),
+    "fid": ("Fréchet distance to the base model's retained pictures; biased upwards at this n", "lower"),
+    "kid": ("kernel distance to the base model's retained pictures; slightly negative when nothing changed", "lower"),
+    "perceptual": ("distance between same-seed pictures of base and edit, retained prompts; not LPIPS", "lower"),
+    "degenerate": ("pictures in which no object reaches the confidence floor", "lower"),
+    "degenerate_target": ("the same, target pictures only: a high ua with many of these is damage", "lower"),
+    "seconds": ("wall clock of the erasure", "lower"),
+    "peak_memory": ("highest memory during the erasure, bytes", "lower"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A protocol over a world of objects and styles.
+
+    Attributes:
+        id: name and version.
+        world: name of the world whose models it can judge.
+        steps, guidance: sampling.
+        styled, bare, unspecific: prompts; "{c}" is the object, "{x}" the style. The last only finds near styles.
+        targets: target pictures; objects: two thirds styled, one third bare; styles: one a random object.
+        retained: pictures of everything else, `near` nearest concepts with `near_each` pictures included.
+        floor: object probability under which a picture is degenerate.
+        scorer, trunk: the judge that alone scores, and the one whose features FID, KID and perceptual distances use.
+        hashes: (judge, sha256 of its file) pairs that are binding; a judge not listed is not pinned.
+        aggregation: how numbers are made, in words.
+    """
+
+    id: str
+    world: str
+    steps: int = 20
+    guidance: float = 5.0
+    styled: str = "a {x} style emoji of {c}"
+    bare: str = "an emoji of {c}"
+    unspecific: str = "a {x} style emoji"
+    targets: int = 48
+    retained: int = 160
+    near: int = 24
+    near_each: int = 2
+    floor: float = 0.3
+    scorer: str = "judge-b"
+    trunk: str = "judge-a"
+    hashes: tuple[tuple[str, str], ...] = ()
+    aggregation: str = (
+        "Base and edited pictures share prompts and seeds. Rates: mean over pictures, Wilson 95 %, exact McNemar; a "
+        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap. Means: "
+        "bootstrap, sign-flip test. fid, kid and perceptual: pooled features and stages of the trunk."
+    )
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that defines the protocol as JSON data."""
+        fields = asdict(self)
+        metrics = [{"name": k, "help": text, "better": better} for k, (text, better) in METRICS.items()]
+        return {"name": self.id, **fields, "hashes": dict(self.hashes), "metrics": metrics}
+
+    def prompt(self, thing: str, style: str | None) -> str:
+        """Return the prompt of an object, styled or bare."""
+        if style is None:
+            return self.bare.format(c=thing)
+        return self.styled.format(c=thing, x=style)
+
+    def pictures(
+        self, world: World | None, target: str | Sequence[str], kind: str, neighbours: Sequence[str] = ()
+    ) -> list[PictureSpec]:
+        """Return every picture of the protocol for a target, in a fixed order.
+
+        Retained pictures hardly depend on the target, so that the base model's are made once for all targets.
+
+        Args:
+            world: the model's world.
+            target: erased concept, or several.
+            kind: "object" or "style".
+            neighbours: retained objects nearest to the target, nearest first (object targets only).
+
+        Raises:
+            Unsupported: the world, or the kind of concept, is not this protocol's.
+            ConceptError: a target is not in the world.
+        """
+        world = self.need(world)
+        targets = (target,) if isinstance(target, str) else tuple(dict.fromkeys(target))
+        if kind not in ("object", "style"):
+            raise Unsupported(f"protocol {self.id} judges objects and styles, not concepts of kind {kind!r}.")
+        known = world.objects if kind == "object" else world.styles
+        for name in targets or ("",):
+            if name not in known:
+                raise ConceptError(
+                    f"protocol {self.id} cannot judge the {kind} {name!r}: not in the world {world.name!r}."
+                    f"{nearest(name, known)}"
+                )
+        if kind == "style":
+            return [*self._style_targets(world, targets), *self._style_retained(world, targets)]
+        return [*self._object_targets(world, targets), *self._object_retained(world, targets, neighbours)]
+
+    def need(self, world: World | None) -> World:
+        """Return the world if it is the protocol's.
+
+        Raises:
+            Unsupported: it is not, or the model's world is not known.
+        """
+        if world is None or world.name != self.world:
+            found = "none that is known" if world is None else repr(world.name)
+            raise Unsupported(
+                f"protocol {self.id} judges models of the world {self.world!r}; this model's is {found}. Protocols: "
+                f"{', '.join(f'{p.id} ({p.world})' for p in PROTOCOLS.values())}. Audit an edit of `{self.world}`, or "
+                "look at the pictures: `expunge generate MODEL --edit RUN`."
+            )
+        return world
+
+    def _spec(self, role: Role, concept: str, thing: str, style: str | None, copy: int = 0) -> PictureSpec:
+        prompt = self.prompt(thing, style)
+        # a seed that depends on the picture alone: every target shares the cached base pictures
+        return PictureSpec(role, concept, prompt, zlib.crc32(f"{prompt}#{copy}".encode()) >> 1, thing, style)
+
+    def _object_targets(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
+        total = max(self.targets, len(targets))
+        styles = len(world.styles)
+        for i in range(total):
+            name, j = targets[i % len(targets)], i // len(targets)
+            styled = i < (2 * total + 2) // 3
+            # different targets start at different styles, so that many targets at once still cover all of them
+            style = world.styles[(i if len(targets) == 1 else i + j) % styles] if styled else None
+            yield self._spec("target", name, name, style, copy=i)
+
+    def _object_retained(
+        self, world: World, targets: tuple[str, ...], neighbours: Sequence[str]
+    ) -> Iterator[PictureSpec]:
+        objects, styles = shuffled(world.objects), world.styles
+        place = {name: i for i, name in enumerate(objects)}
+        near = [n for n in dict.fromkeys(neighbours) if n in place and n not in targets][: self.near]
+        left = self.retained
+        for name in near:
+            for k in range(min(self.near_each, left)):
+                yield self._spec("neighbour", name, name, styles[(place[name] + k * (len(styles) // 2)) % len(styles)])
+                left -= 1
+        others = [name for name in objects if name not in targets and name not in near]
+        for turn in range(len(styles)):
+            for name in others[:left]:
+                yield self._spec("retain", name, name, styles[(place[name] + turn) % len(styles)])
+            left -= len(others[:left])
+
+    def _style_targets(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
+        objects = shuffled(world.objects)
+        for i in range(max(self.targets, len(targets))):
+            style = targets[i % len(targets)]
+            yield self._spec("target", style, objects[i % len(objects)], style, copy=i // len(objects))
+
+    def _style_retained(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
+        objects = shuffled(world.objects)
+        styles = [s for s in world.styles if s not in targets]
+        for i in range(self.retained if styles else 0):
+            turn, place = divmod(i, len(objects))
+            style = styles[(place + turn) % len(styles)]
+            yield self._spec("retain", style, objects[place], style, copy=turn // len(styles))
+
+
+def shuffled(names: Sequence[str]) -> list[str]:
+    """Return names in a fixed order that has nothing to do with their meaning."""
+    return sorted(names, key=lambda n: (zlib.crc32(n.encode()), n))
+
+
+PROTOCOLS: dict[str, Protocol] = {p.id: p for p in (Protocol(id="emoji-v1", world="emoji"),)}
+
+
+def protocol(name: str) -> Protocol:
+    """Return a protocol by its id.
+
+    Raises:
+        Unsupported: there is none of that id.
+    """
+    if name not in PROTOCOLS:
+        raise Unsupported(
+            f"protocol {name!r} is not known. Protocols: {', '.join(PROTOCOLS)}.{nearest(name, PROTOCOLS)}"
+        )
+    return PROTOCOLS[name]

@@ -1,0 +1,85 @@
+"""The recipe of the `emoji` world: `python -m expunge.zoo.emoji {data,vae,unet,judges,clip,card,all}`.
+
+Every stage resumes after a kill. Stages read and write one work folder; `card` copies the result into the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+Work = Annotated[Path, typer.Option(help="folder of data, checkpoints and results (about 1 GB)")]
+WORK = Path.home() / ".cache" / "expunge" / "emoji-recipe"
+
+
+@app.command()
+def data(work: Work = WORK) -> None:
+    """Fetch the icon sets from npm, render, choose distinct objects."""
+    from .data import build
+
+    build(work)
+
+
+@app.command()
+def vae(work: Work = WORK, steps: int = 6000) -> None:
+    """Train the autoencoder."""
+    from .vae import train
+
+    train(work, steps)
+
+
+@app.command()
+def unet(work: Work = WORK, objects: int = 304, steps: int = 60_000, name: str = "unet") -> None:
+    """Train the denoiser and the text encoder along with it."""
+    from .unet import train
+
+    train(work, objects, steps, name=name)
+
+
+@app.command()
+def judges(work: Work = WORK, steps: int = 2400) -> None:
+    """Train both judges on real renders."""
+    from .judges import train
+
+    for which in ("a", "b"):
+        train(work, which, steps)
+
+
+@app.command()
+def clip(work: Work = WORK, objects: int = 304, steps: int = 2500) -> None:
+    """Train the image tower that matches the text encoder."""
+    from .clip import train
+
+    train(work, objects, steps)
+
+
+@app.command()
+def card(work: Work = WORK) -> None:
+    """Measure the world, write its card, and put everything into the package."""
+    from .card import ship
+
+    ship(work)
+
+
+@app.command(name="all")
+def everything(work: Work = WORK, objects: int = 304) -> None:
+    """Run every stage."""
+    work.mkdir(parents=True, exist_ok=True)
+    stages: tuple[Callable[[], None], ...] = (
+        lambda: data(work),
+        lambda: vae(work),
+        lambda: unet(work, objects),
+        lambda: judges(work),
+        lambda: clip(work, objects),
+        lambda: card(work),
+    )
+    for stage in stages:
+        stage()
+
+
+if __name__ == "__main__":
+    app()

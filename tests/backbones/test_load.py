@@ -1,0 +1,138 @@
+"""Loading: what works, and one clear error for everything that does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge.backbones import load, tiny
+from expunge.errors import BadModel, Unsupported
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    shutil.copytree(saved, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_diffusers_folder(folder: Path) -> None:
+    model = load(folder)
+    assert model.fingerprint() == tiny.model().hash
+    assert model.generate(["a bomb"], seeds=[0], steps=2).shape == (1, 3, 16, 16)
+
+
+def test_sdxl_folder(tmp_path: Path) -> None:
+    """Two text encoders, pooled text and sizes: same sampler, same readers."""
+    tiny.xl_pipeline().save_pretrained(tmp_path / "xl")
+    model = load(tmp_path / "xl")
+    assert set(model.modules()) == {"unet", "text_encoder", "text_encoder_2"}
+    c = model.encode(["a bomb"])
+    assert set(c.extra) == {"text_embeds", "time_ids"}
+    readers = model.denoiser.text_readers(c)
+    assert readers
+    assert all(".attn2.to_" in name for name in readers)
+    assert model.generate(["a bomb"], seeds=[0], steps=2).shape[1] == 3
+
+
+@pytest.mark.parametrize("name", ["emojy", "./nowhere", "/nowhere/at/all", "nowhere.safetensors"])
+def test_nothing_there(name: str) -> None:
+    with pytest.raises(BadModel, match="no model at"):
+        load(name)
+
+
+def test_near_miss_of_a_shipped_name() -> None:
+    with pytest.raises(BadModel, match="Did you mean 'emoji'"):
+        load("emojy")
+
+
+def test_hub_id_without_a_network() -> None:
+    with pytest.raises(BadModel, match="could not be loaded"):
+        load("nobody/no-such-model")
+
+
+def test_folder_that_is_no_pipeline(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="without model_index.json"):
+        load(tmp_path)
+
+
+def test_another_pipeline_class(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "SomeVideoPipeline"}))
+    with pytest.raises(Unsupported, match="SomeVideoPipeline"):
+        load(folder)
+
+
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_truncated_weights(folder: Path, component: str) -> None:
+    file = next((folder / component).glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(BadModel, match=f"{component}.*cut off or damaged"):
+        load(folder)
+
+
+def test_missing_weights(folder: Path) -> None:
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    with pytest.raises(BadModel, match="holds no weights"):
+        load(folder)
+
+
+def test_missing_component(folder: Path) -> None:
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(BadModel, match="no folder vae"):
+        load(folder)
+
+
+def test_missing_tokenizer_files(folder: Path) -> None:
+    for file in (folder / "tokenizer").iterdir():
+        file.unlink()
+    with pytest.raises(BadModel, match="tokenizer"):
+        load(folder)
+
+
+def test_pickle_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(BadModel, match="pickled checkpoint.*allow"):
+        load(path)
+    with pytest.raises(BadModel) as error:
+        load(path, allow_pickle=True)
+    assert "pickled checkpoint, which" not in str(error.value)
+
+
+def test_pickled_weights_in_a_folder_are_refused(folder: Path) -> None:
+    file = next((folder / "unet").glob("*.safetensors"))
+    from safetensors.torch import load_file
+
+    torch.save(load_file(file), folder / "unet" / "diffusion_pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(BadModel, match="could not be loaded"):
+        load(folder)
+    assert load(folder, allow_pickle=True).fingerprint() == tiny.model().hash
+
+
+def test_single_file_that_is_no_checkpoint(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(BadModel, match="no Stable-Diffusion checkpoint"):
+        load(path)
+    path.write_bytes(path.read_bytes()[:5])
+    with pytest.raises(BadModel, match="cut off"):
+        load(path)
+
+
+def test_prompt_longer_than_the_window_is_named() -> None:
+    model = tiny.model(window=16)
+    [(prompt, cut)] = model.clipped(["abcdefghijklmnopqrstuvwxyz", "short"])
+    assert prompt.startswith("abc")
+    assert cut == "opqrstuvwxyz"

@@ -1,0 +1,110 @@
+"""Teacher and student in one network, checked against a full copy."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from expunge.backbones import tiny
+from expunge.errors import EmptySelection
+from expunge.kernel.descent import Descent, mse
+from expunge.kernel.student import Ema
+
+
+@pytest.mark.parametrize("group", ["cross-attention", "self-attention", "no-cross-attention", "text-readers", "all"])
+def test_teacher_equals_a_frozen_copy_and_gradients_stay_right(group: str) -> None:
+    model = tiny.model()
+    denoiser = model.denoiser
+    frozen = copy.deepcopy(denoiser.module)
+    g = torch.Generator().manual_seed(0)
+    x, t, c = torch.randn(2, 4, 8, 8, generator=g), torch.tensor([100, 800]), model.encode(["a bomb", "cat"])
+    student = denoiser.unlock(group)
+    opt = Descent(student.weights, lr=1e-2)
+    for _ in range(3):
+        opt.step(loss=mse(denoiser(x, t, c), torch.zeros(())))
+    with torch.no_grad():
+        want = denoiser.call(frozen, x, t, c)
+    assert not torch.equal(denoiser(x, t, c), want)
+    torch.testing.assert_close(denoiser.teacher(x, t, c), want, atol=0, rtol=0)
+    # gradient with the teacher asked between forward and backward pass, against one where the copy is the teacher
+    grads = []
+    for teacher in (denoiser.teacher, lambda *a: denoiser.call(frozen, *a).detach()):
+        for p in student.weights.values():
+            p.grad = None
+        out = denoiser(x, t, c)
+        mse(out, teacher(x, t, c)).backward()
+        grads.append([p.grad.clone() for p in student.weights.values() if p.grad is not None])
+    assert len(grads[0]) > 0
+    torch.testing.assert_close(grads[0], grads[1], atol=0, rtol=0)
+    denoiser.lock()
+    assert model.fingerprint() == model.hash or all(
+        torch.equal(a, b) for a, b in zip(denoiser.module.state_dict().values(), frozen.state_dict().values(), strict=True)
+    )
+
+
+def test_low_rank_student_starts_as_the_base_and_leaves_no_trace() -> None:
+    model = tiny.model()
+    denoiser = model.denoiser
+    x, t, c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 800]), model.encode("a bomb")
+    base = denoiser.teacher(x, t, c)
+    fingerprint = model.fingerprint()
+    student = denoiser.unlock("no-cross-attention", rank=2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(denoiser.teacher(x, t, c), base, atol=0, rtol=0)
+    Descent(student.weights, lr=1e-2).step(loss=mse(denoiser(x, t, c), torch.zeros(())))
+    assert (denoiser(x, t, c).detach() - base).abs().max() > 1e-4
+    torch.testing.assert_close(denoiser.teacher(x, t, c), base, atol=0, rtol=0)
+    denoiser.lock()
+    assert model.fingerprint() == fingerprint
+    torch.testing.assert_close(denoiser.teacher(x, t, c), base, atol=0, rtol=0)
+
+
+def test_swapping_refuses_gradients() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    with pytest.raises(RuntimeError, match="no_grad"), student.using(student.original):
+        pass
+
+
+def test_unknown_group_names_the_allowed_ones() -> None:
+    with pytest.raises(EmptySelection, match="cross-attention.*Did you mean"):
+        tiny.model().denoiser.unlock("cros-attention")
+
+
+def test_dead_loss_is_an_error() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    with pytest.raises(ValueError, match="no gradient"):
+        Descent(student.weights, 1e-3).step(erase=torch.tensor(1.0))
+
+
+def test_an_update_of_1e_5_is_not_lost() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    before = student.snapshot()
+    Descent(student.weights, lr=1e-5).step(loss=sum((p.sum() for p in student.weights.values()), torch.zeros(())))
+    for k, p in student.weights.items():
+        torch.testing.assert_close(before[k] - p.detach(), torch.full_like(p, 1e-5), atol=2e-7, rtol=0)
+
+
+def test_mask_never_moves_what_it_covers() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    mask = {k: (torch.arange(p.numel()).view_as(p) % 2).float() for k, p in student.weights.items()}
+    before = student.snapshot()
+    opt = Descent(student.weights, lr=1e-2, mask=mask)
+    for _ in range(3):
+        opt.step(loss=sum((p.square().sum() for p in student.weights.values()), torch.zeros(())))
+    for k, p in student.weights.items():
+        moved = before[k] != p.detach()
+        assert moved[mask[k] == 1].any()
+        assert not moved[mask[k] == 0].any()
+
+
+def test_ema_is_the_weighted_sum_of_the_history() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    ema = Ema(student, decay=0.5)
+    name, p = next(iter(student.weights.items()))
+    start = p.detach().clone()
+    for k in (1.0, 2.0):
+        with torch.no_grad():
+            p.copy_(start + k)
+        ema.update()
+    torch.testing.assert_close(ema.shadow[name], start + 0.5 * 2 + 0.25 * 1, atol=1e-6, rtol=0)

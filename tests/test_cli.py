@@ -1,0 +1,305 @@
+"""The command line: instant help, exit codes, one clear line for every expected error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge import audit as _audit_function  # noqa: F401  (its module is imported here, once)
+from expunge import cli, complete, doctor, gate
+from expunge.errors import SettingError
+from expunge.records import Card, Run, Score
+
+HELP_BUDGET = 0.3  # seconds, of the issue
+
+QUICK = ["-s", "steps=2", "-s", "batch=2", "-s", "rollouts=2", "-s", "sampling_steps=2"]
+CARD = Card(
+    method="sdd", settings={}, concept={"name": "bomb", "kind": "object"}, model="tiny", base_hash="ab", seed=0, version="0.1.0"
+)
+SCORES = [
+    Score(protocol="emoji-v1", metric="ua", value=0.97, low=0.9, high=1.0, n=48, base=0.02),
+    Score(protocol="emoji-v1", metric="ira", value=0.91, n=160, base=0.93),
+    Score(protocol="emoji-v1", metric="fid", value=None, errors=3),
+]
+
+
+def expect(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
+    """Run the command line in this process; return what it printed and what it complained."""
+    capsys.readouterr()
+    assert cli.main([str(a) for a in arguments]) == code, capsys.readouterr().err
+    found = capsys.readouterr()
+    assert "Traceback" not in found.err
+    return found.out, found.err
+
+
+def child(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- speed
+
+HEAVY = "import sys; heavy = {'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'matplotlib'} & set(sys.modules); "
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    child("import expunge; expunge.Concept; expunge.Run; " + HEAVY + "assert not heavy, heavy")
+
+
+@pytest.mark.parametrize("command", [[], ["erase"], ["demo"], ["audit"], ["report"]])
+def test_help_loads_nothing_heavy(command: list[str]) -> None:
+    done = child(f"from expunge.cli import main; assert main({[*command, '--help']}) == 0; " + HEAVY + "assert not heavy, heavy")
+    assert "Usage: expunge" in done.stdout
+
+
+def test_help_is_instant() -> None:
+    def once() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "expunge.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - began
+
+    assert min(once() for _ in range(8)) < HELP_BUDGET
+
+
+@pytest.mark.parametrize("command", [["models", "--json"], ["protocols", "--json"], ["report", "RUN", "-o", "OUT"]])
+def test_commands_without_torch(tmp_path: Path, command: list[str]) -> None:
+    Run(tmp_path / "run").write_card(CARD)
+    Run(tmp_path / "run").write_scores(SCORES)
+    places = {"RUN": str(tmp_path / "run"), "OUT": str(tmp_path / "r.html")}
+    arguments = [places.get(a, a) for a in command]
+    child(f"import sys; from expunge.cli import main; assert main({arguments}) == 0; assert 'torch' not in sys.modules")
+
+
+# ------------------------------------------------------------------------------------------------------------- listings
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("methods", {"esd", "sdd", "uce"}), ("models", {"emoji", "tiny"}), ("protocols", {"emoji-v1"})],
+)
+def test_json_listings_are_objects_with_a_name(capsys: pytest.CaptureFixture[str], command: str, names: set[str]) -> None:
+    found = json.loads(expect(capsys, command, "--json")[0])
+    assert names <= {row["name"] for row in found}
+    text = expect(capsys, command)[0]
+    assert all(name in text for name in names)
+
+
+def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = expect(capsys, "cite", "sdd")
+    assert out.startswith("@")
+    assert "2307.05977" in out
+    assert "Did you mean 'sdd'?" in expect(capsys, "cite", "sd", code=2)[1]
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert expect(capsys, "--version")[0].startswith("expunge ")
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(expect(capsys, "doctor", "--json")[0])
+    assert found["packages"]["torch"]
+    assert "cpu" in found["devices"]
+    assert found["memory_gb"] > 0
+    assert found["weights"] == doctor.weights()
+    assert "packages: torch" in expect(capsys, "doctor")[0]
+
+
+def test_completion_needs_no_torch() -> None:
+    child(
+        "from expunge import complete as c; from types import SimpleNamespace as N\n"
+        "assert c.models('em') == ['emoji'] and c.method_names('s') == ['sdd']\n"
+        "assert 'bomb' in c.concepts(N(params={'model': 'emoji'}), 'bo') and c.concepts(N(params={'model': 'x'}), 'bo') == []\n"
+        "assert c.settings(N(params={'method': 'esd'}), 'et') == ['eta=']\n" + HEAVY + "assert not heavy, heavy"
+    )
+
+
+@pytest.mark.parametrize("method", ["esd", "sdd", "uce"])
+def test_completion_reads_the_same_settings_as_the_class(method: str) -> None:
+    from dataclasses import fields
+
+    from expunge import methods
+
+    assert complete.fields(method) == [f.name for f in fields(methods.get(method))]
+
+
+# ------------------------------------------------------------------------------------------------------ erase, generate
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert cli.main(["erase", "tiny", "--concept", "bomb", "--keep", "a,b", "--keep", "c", *QUICK, "--out", str(out)]) == 0
+    return out
+
+
+def test_erase_leaves_a_run(run: Path) -> None:
+    card = Run.open(run).card
+    assert (card.method, card.settings["steps"], card.concept["keep"]) == ("sdd", 2, ["a", "b", "c"])
+
+
+def test_erase_again_into_the_same_folder(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    _, err = expect(capsys, "erase", "tiny", "--concept", "bomb", "--out", run, code=2)
+    assert err.startswith("error: the folder")
+    assert "not empty" in err
+    assert err.count("\n") == 1
+    out, _ = expect(capsys, "erase", "tiny", "--concept", "bomb", "--keep", "a,b,c", *QUICK, "--out", run, "--resume")
+    assert f"Run: {run}" in out
+
+
+def test_erase_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    _, err = expect(capsys, "erase", "tiny", "--concept", "a very long concept", "-m", "uce", "--out", tmp_path / "r")
+    assert "warning: " in err
+    assert "does not see 'ncept'" in err
+
+
+def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('method = "uce"\nridge = 0.5\npreserve = 2.0\n')
+    expect(capsys, "erase", "tiny", "--concept", "bomb", "--recipe", recipe, "-s", "ridge=0.25", "--out", tmp_path / "r")
+    card = Run.open(tmp_path / "r").card
+    assert (card.method, card.settings) == ("uce", {"ridge": 0.25, "preserve": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--concept", ""], "concept is empty"),
+        (["--concept", "bomb", "--method", "uec"], "unknown method 'uec'. Methods: .*Did you mean 'uce'"),
+        (["--concept", "bomb", "--set", "stepz=3"], "unknown setting 'stepz'.*Did you mean 'steps'"),
+        (["--concept", "bomb", "--set", "steps=-1"], "steps=-1 .* greater than or equal to 0"),
+        (["--concept", "bomb", "--set", "lr=1e9"], "lr=1e9 .* less than or equal to 1"),
+        (["--concept", "bomb", "--set", "steps"], "form key=value"),
+        (["--concept", "bomb", "--seed", "-1"], "seed -1 is out of range"),
+        (["--concept", "bomb", "--device", "gpu"], "unknown device 'gpu'. Devices: auto, cpu"),
+        (["--concept", "bomb", "--kind", "thing"], "kind 'thing' is not known"),
+        (["--concept", "bomb", "--images", "/nowhere"], "nothing at /nowhere"),
+        (["--concept", "bomb", "--recipe", "/nowhere.toml"], "recipe /nowhere.toml cannot be read"),
+        (["--concept", "bomb", "--anchor", "bomb"], "the concept itself"),
+    ],
+)
+def test_bad_input_of_erase(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str) -> None:
+    import re
+
+    _, err = expect(capsys, "erase", "tiny", *arguments, "--out", tmp_path / "run", code=2)
+    last = err.strip().split("\n")[-1]
+    assert last.startswith("error: ")
+    assert re.search(message, last)
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_concept_of_the_shipped_world(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from expunge.zoo.emoji import world
+
+    if not (world.WEIGHTS / "model_index.json").is_file():
+        pytest.skip("this checkout holds no emoji weights")
+    _, err = expect(capsys, "erase", "emoji", "--concept", "bom", "--out", tmp_path / "r", code=2)
+    assert "'bom' is not a concept of the model 'emoji'" in err
+    assert "bomb" in err
+
+
+@pytest.mark.parametrize("model", ["emojis", "./nowhere", "/nowhere.safetensors", "x.ckpt"])
+def test_bad_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, model: str) -> None:
+    _, err = expect(capsys, "erase", model, "--concept", "bomb", "--out", tmp_path / "r", code=2)
+    assert err.startswith("error: ")
+
+
+def test_generate(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    common = ["generate", "tiny", "--prompt", "a bomb", "--seeds", "0-1,5", "--steps", "2"]
+    expect(capsys, *common, "--out", tmp_path / "base")
+    expect(capsys, *common, "--out", tmp_path / "edited", "--edit", run)
+    names = sorted(os.listdir(tmp_path / "base"))
+    assert names == ["000.png", "001.png", "002.png", "index.json", "sheet.png"]
+    with Image.open(tmp_path / "base" / "002.png") as image:
+        assert image.size == (16, 16)
+        assert image.text == {"prompt": "a bomb", "seed": "5"}  # type: ignore[attr-defined]
+    assert [r["seed"] for r in json.loads((tmp_path / "base" / "index.json").read_text())] == [0, 1, 5]
+    with Image.open(tmp_path / "base" / "sheet.png") as sheet:
+        assert sheet.size == (3 * 20 + 4, 24)
+    assert "not empty" in expect(capsys, *common, "--out", tmp_path / "base", code=2)[1]
+    _, err = expect(capsys, *common, "--edit", tmp_path, "--out", tmp_path / "none", code=2)
+    assert "no edit at" in err
+
+
+# ---------------------------------------------------------------------------------------------------------- gate, seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0-7", (0, 1, 2, 3, 4, 5, 6, 7)), ("3", (3,)), ("0-1, 5,1", (0, 1, 5)), ("2-2", (2,))]
+)
+def test_seeds(text: str, numbers: tuple[int, ...]) -> None:
+    assert gate.seeds(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "3-1", "0-99999999", "1.5", "0--3"])
+def test_bad_seeds(text: str) -> None:
+    with pytest.raises(SettingError, match="--seeds"):
+        gate.seeds(text)
+
+
+@pytest.mark.parametrize("text", ["", "ua", "ua>=", "ua=0.9", "ua>=high", ">=0.9", "ua>=0.9,,ira>=0.9", "ua>=1.2.3"])
+def test_bad_gates(text: str) -> None:
+    with pytest.raises(SettingError, match="METRIC SIGN NUMBER"):
+        gate.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "failures"),
+    [
+        ("ua>=0.95", []),
+        ("ua >= 0.97, ira<0.92", []),
+        ("ua>0.97", ["ua>0.97 fails: ua is 0.97."]),
+        ("fid<=10", ["fid<=10 fails: fid could not be scored (3 errors)."]),
+        ("irra>=0", ["irra>=0 fails: irra was not measured. Did you mean 'ira'?"]),
+        ("ua>=0.99,ira>=0.95", ["ua>=0.99 fails: ua is 0.97.", "ira>=0.95 fails: ira is 0.91."]),
+    ],
+)
+def test_gates(text: str, failures: list[str]) -> None:
+    assert [why for rule in gate.parse(text) if (why := rule.failure(SCORES))] == failures
+
+
+@pytest.fixture
+def audited(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose audit is a stand-in: the real one has tests of its own."""
+
+    def stand_in(_run: Path, _protocol: str, *, device: str, progress: Any) -> list[Score]:
+        assert device == "cpu"
+        progress("pictures of the base", 1, 1)
+        return SCORES
+
+    monkeypatch.setattr(sys.modules["expunge.audit"], "audit", stand_in)
+    return run
+
+
+def test_audit_prints_and_gates(capsys: pytest.CaptureFixture[str], audited: Path) -> None:
+    common = ["audit", audited, "--device", "cpu"]
+    out, err = expect(capsys, *common, "--gate", "ua>=0.95")
+    assert "ua" in out
+    assert "97.0% (base 2.0%)" in err
+    assert json.loads(expect(capsys, *common, "--json")[0])[0]["metric"] == "ua"
+    assert "gate: ira>=0.95 fails" in expect(capsys, *common, "--gate", "ua>=0.95,ira>=0.95", code=3)[1]
+    assert "gate: fid<=10 fails" in expect(capsys, *common, "--gate", "fid<=10", code=3)[1]
+    assert "METRIC SIGN NUMBER" in expect(capsys, *common, "--gate", "ua~1", code=2)[1]
+
+
+def test_audit_and_report_want_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "no such folder" in expect(capsys, "audit", tmp_path / "none", code=2)[1]
+    assert "card.json is missing" in expect(capsys, "report", tmp_path, "-o", tmp_path / "r.html", code=2)[1]
+    assert not (tmp_path / "r.html").exists()
+    Run(tmp_path).write_card(CARD)
+    assert "edit.safetensors is missing" in expect(capsys, "audit", tmp_path, code=2)[1]
+
+
+def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_method: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("expunge.methods.get", interrupt)
+    assert "--resume" in expect(capsys, "cite", "sdd", code=130)[1]

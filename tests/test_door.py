@@ -1,0 +1,458 @@
+"""The sealed door: what no method can forget. On a tiny real pipeline; kills are real kills."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import pytest
+import torch
+from annotated_types import Ge
+
+from expunge import checkpoint, door, flags, methods
+from expunge.backbones import tiny
+from expunge.concept import Concept, World
+from expunge.door import CHECKPOINT, erase
+from expunge.edits import Edit, WeightEdit, load_edit
+from expunge.errors import BadModel, BadRun, ConceptError, Diverged, NeedsError, PromptCut, SettingError, StorageError
+from expunge.kernel.model import Model
+from expunge.kernel.state import State, Step
+from expunge.methods.base import Needs
+from expunge.records import Run
+
+WINDOW = 64
+# three updates a rollout, so that six updates roll out twice
+SHORT: dict[str, Any] = {"batch": 2, "rollouts": 2, "sampling_steps": 3, "reuse": 1}
+BOMB = Concept("bomb", anchor="ball", keep=("drum", "pizza"))
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sdd": ("sdd", {**SHORT, "steps": 6}),
+    "sdd-lowrank": ("sdd", {**SHORT, "steps": 6, "rank": 2}),
+    "esd": ("esd", {**SHORT, "steps": 6}),
+    "uce": ("uce", {}),
+}
+
+
+def made(case: str) -> Any:
+    name, settings = CASES[case]
+    return flags.build(methods.get(name), settings)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """A sum's order depends on the number of threads, and the killed children have one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny.model(window=WINDOW)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: Model) -> dict[str, Edit]:
+    torch.set_num_threads(1)
+    return {case: erase(model, BOMB, made(case), seed=5) for case in CASES}
+
+
+def same(a: Edit, b: Edit) -> bool:
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fake:
+    """A method that walks one weight and can fail in every way."""
+
+    steps: Annotated[int, Ge(0), "updates"] = 5
+    nan_at: Annotated[int, Ge(-1), "step of a NaN loss; -1 for never"] = -1
+    nan_weight_at: Annotated[int, Ge(-1), "step of a NaN weight under a finite loss"] = -1
+    vandal: Annotated[bool, "change the base behind the door's back"] = False
+    sae: Annotated[str, "file of an autoencoder"] = ""
+
+    family: ClassVar[str] = "fake"
+    needs: ClassVar[Needs] = Needs(text=True)
+
+    def fit(self, model: Model, targets: Any, state: State) -> Generator[Step, None, Edit]:
+        student = state.keep("student", model.denoiser.unlock("text-readers"))
+        name, weight = next(iter(student.weights.items()))
+        if self.vandal:
+            with torch.no_grad():
+                model.modules()["text_encoder"].get_parameter("final_layer_norm.weight").add_(1)
+        for i in state.steps(self.steps):
+            with torch.no_grad():
+                weight.add_(torch.rand(weight.shape, generator=state.generator))
+                if i == self.nan_weight_at:
+                    weight.fill_(float("nan"))
+            yield Step(i, self.steps, {"walk": float("nan") if i == self.nan_at else 1.0})
+        return WeightEdit({f"unet.{name}": weight.detach().clone()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeing(Fake):
+    needs: ClassVar[Needs] = Needs(images=True, autoencoder=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sparse(Fake):
+    needs: ClassVar[Needs] = Needs(sae=True)
+
+
+# ---------------------------------------------------------------------------------------------- what an erasure leaves
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_leaves_the_base_untouched_and_a_whole_run(model: Model, tmp_path: Path, case: str) -> None:
+    before, out = model.fingerprint(), tmp_path / "run"
+    seen: list[Step] = []
+    edit = erase(model, Concept("bomb", anchor="ball"), made(case), seed=3, out=out, progress=seen.append)
+    assert model.fingerprint() == before
+    run = Run.open(out)
+    card = run.card
+    assert edit.card == card
+    assert (card.method, card.seed, card.base_hash, card.status) == (CASES[case][0], 3, before, "complete")
+    assert card.concept["name"] == "bomb"
+    assert card.steps == len(seen) == seen[0].n
+    assert card.kind == edit.kind
+    assert card.seconds > 0
+    assert card.peak_bytes > 1e6
+    assert {k: len(v) for k, v in card.losses.items()} == dict.fromkeys(seen[0].losses, len(seen))
+    assert same(load_edit(run.edit_path), edit)
+    lora = {"lora"} if card.kind == "lowrank" else set()
+    assert {p.name for p in out.iterdir()} == {"card.json", "edit.safetensors"} | lora
+    with edit.on(model):
+        assert model.fingerprint() != before
+    assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c != "uce"])
+def test_the_seed_decides(model: Model, case: str) -> None:
+    first, again, other = (erase(model, Concept("bomb"), made(case), seed=s) for s in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_several_concepts_share_one_edit(model: Model, tmp_path: Path) -> None:
+    edit = erase(model, [Concept("bomb"), Concept("dagger")], made("uce"), out=tmp_path)
+    assert edit.card is not None
+    assert [c["name"] for c in Run.open(tmp_path).card.concepts] == ["bomb", "dagger"]
+    assert not same(edit, erase(model, Concept("bomb"), made("uce")))
+
+
+def test_retained_prompts_belong_to_one_target_each() -> None:
+    model = tiny.model(window=WINDOW)
+    model.world = World("toy", ("bomb", "dagger", "pizza"), ("flat",), {}, ("{c}",), ("{c}",))
+    targets = door._prepare(model, [Concept("bomb"), Concept("dagger")], Fake(), 0)
+    assert [t.keeps for t in targets] == [("pizza", "flat"), ()]
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("concept", "method", "error", "message"),
+    [
+        (Concept(""), Fake(), ConceptError, "is empty"),
+        ([], Fake(), ConceptError, "no concept to erase"),
+        ([Concept("a"), Concept("a")], Fake(), ConceptError, "given twice"),
+        ([Concept("a"), Concept("b", keep=("a",))], Fake(), ConceptError, "erased and to be kept"),
+        (Concept("a"), Fake(steps=-1), SettingError, "steps=-1"),
+        (Concept("a"), Seeing(), NeedsError, "seeing needs pictures of 'a'.*--images"),
+        (Concept("a"), Sparse(), NeedsError, "--set sae"),
+    ],
+)
+def test_refuses_before_any_work(
+    model: Model, tmp_path: Path, concept: Any, method: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        erase(model, concept, method, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_gets_the_pictures_it_needs(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(NeedsError):
+        erase(model, Concept("a", images=tmp_path), Seeing())
+    (tmp_path / "a.PNG").write_bytes(b"")
+    assert erase(model, Concept("a", images=tmp_path), Seeing()).tensors()
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_absurd_seeds(model: Model, seed: int) -> None:
+    with pytest.raises(SettingError, match="out of range"):
+        erase(model, Concept("a"), Fake(), seed=seed)
+
+
+def test_a_folder_with_files_is_refused(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    for resume in (False, True):
+        with pytest.raises(BadRun, match="not empty|holds files"):
+            erase(model, Concept("a"), Fake(), out=tmp_path, resume=resume)
+    assert os.listdir(tmp_path) == ["mine.txt"]
+    with pytest.raises(BadRun, match="is a file"):
+        erase(model, Concept("a"), Fake(), out=tmp_path / "mine.txt")
+
+
+def test_an_edited_model_is_refused(model: Model) -> None:
+    edit = erase(model, Concept("a"), Fake())
+    with edit.on(model), pytest.raises(BadModel, match="an edit is applied"):
+        erase(model, Concept("a"), Fake())
+
+
+def test_a_vandal_is_found_out(tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match="a bug of the method"):
+        erase(tiny.model(window=WINDOW), Concept("a"), Fake(vandal=True), out=tmp_path)
+    assert not (tmp_path / "card.json").exists()
+
+
+def test_says_what_of_a_prompt_is_cut() -> None:
+    short = tiny.model(window=16)
+    with pytest.warns(PromptCut, match="does not see 'tail'"):
+        erase(short, Concept("0123456789abcdtail", templates=("{c}",)), Fake())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PromptCut)
+        erase(short, Concept("0123456789abcd", templates=("{c}",)), Fake())
+
+
+# ------------------------------------------------------------------------------------------------------- NaN, full disk
+
+
+@pytest.mark.parametrize("method", [Fake(nan_at=3), Fake(nan_weight_at=3), Fake(nan_weight_at=4)])
+def test_divergence_stops_and_keeps_the_last_good_state(model: Model, tmp_path: Path, method: Fake) -> None:
+    before, step = model.fingerprint(), max(method.nan_at, method.nan_weight_at)
+    with pytest.raises(Diverged, match=f"at step {step}.*after {step} steps, lies in .*{CHECKPOINT}") as caught:
+        erase(model, Concept("a"), method, out=tmp_path, save_every=0)
+    assert caught.value.step == step
+    assert model.fingerprint() == before
+    state = checkpoint.load(tmp_path / CHECKPOINT)
+    assert state["done"] == step
+    assert checkpoint.finite(state)
+    assert Run.open(tmp_path).card.status == f"diverged at step {step}"
+    assert not (tmp_path / "edit.safetensors").exists()
+
+
+def test_nan_inside_a_real_method_is_noticed() -> None:
+    broken, calls = tiny.model(window=WINDOW), [0]
+
+    def poison(_module: Any, _inputs: Any, out: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return out * float("nan") if calls[0] > 12 else out
+
+    broken.denoiser.module.get_submodule("conv_out").register_forward_hook(poison)
+    with pytest.raises(Diverged, match="the loss 'distil' was NaN.*No --out was given") as caught:
+        erase(broken, Concept("bomb"), made("sdd"))
+    assert caught.value.step > 0
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from expunge.backbones import tiny
+from expunge import Concept, erase, flags, methods
+from expunge.errors import StorageError
+model = tiny.model(window=64)
+before = model.fingerprint()
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    erase(model, Concept("bomb"), flags.build(methods.get("uce"), {}), out=Path(sys.argv[1]))
+except StorageError as error:
+    print(error)
+    sys.exit(7 if model.fingerprint() == before else 8)
+"""
+
+
+@pytest.mark.parametrize("limit", [256, 8_000])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, limit: int) -> None:
+    """256 bytes do not hold the first checkpoint, 8,000 hold it and not the edit."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "run"), str(limit)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7, done.stderr[-2000:]
+    assert "the disk is full" in done.stdout
+    left = {p.name for p in (tmp_path / "run").iterdir()}
+    assert left <= {CHECKPOINT}
+    if left:
+        assert checkpoint.load(tmp_path / "run" / CHECKPOINT)["done"] == 0
+
+
+def test_too_small_a_disk_is_refused_first(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "_bytes_needed", lambda *_: 2**60)
+    with pytest.raises(StorageError, match="not enough disk space"):
+        erase(model, Concept("a"), Fake(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- kill and resume
+
+# One process imports torch and forks a child a kill: a fresh import each would take most of the suite's time.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_door import BOMB, WINDOW, made
+import torch
+from expunge import storage
+from expunge.backbones import tiny
+from expunge.door import erase
+torch.set_num_threads(1)
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def child(out, case, moment):
+    kind, _, n = moment.partition(":")
+    n, every, count, real = int(n), 0.0, [0], os.replace
+    def replace(a, b):
+        count[0] += 1
+        if kind == "before" and count[0] == n:
+            die()
+        real(a, b)
+        if kind == "after" and count[0] == n:
+            die()
+    storage.os.replace = replace
+    def progress(step):
+        if kind in ("step", "late") and step.i == n:
+            die()
+    every = 1e9 if kind == "late" else 0.0
+    erase(tiny.model(window=WINDOW), BOMB, made(case), seed=5, out=out, save_every=every, progress=progress)
+    os._exit(0)
+
+for case, moment in (job.split("/") for job in sys.argv[3:]):
+    if not (pid := os.fork()):
+        try:
+            child(Path(sys.argv[2]) / f"{case}-{moment}", case, moment)
+        finally:
+            os._exit(1)
+    print(case, moment, os.waitpid(pid, 0)[1])
+"""
+
+# step: right after a checkpoint; late: long after one; before, after: around the n-th file's appearance, so that the first
+# checkpoint (1), one in the middle (4), the edit and the card are all met while they are being written
+MOMENTS = {
+    "sdd": ["step:0", "step:3", "late:4", "before:1", "before:4", "after:7", "before:8", "after:8", "before:9", "after:9"],
+    "sdd-lowrank": ["step:1", "step:4", "after:8"],
+    "esd": ["step:2", "late:3"],
+    "uce": ["after:1", "step:0", "before:3"],
+}  # fmt: skip
+JOBS = [f"{case}/{moment}" for case, moments in MOMENTS.items() for moment in moments]
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(Path(__file__).parent), str(folder), *JOBS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    statuses = [line.split()[-1] for line in done.stdout.splitlines()]
+    assert statuses == ["9"] * len(JOBS), done.stdout + done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_resumes_bit_identically_after_kill_9(
+    model: Model, undisturbed: dict[str, Edit], killed: Path, job: str
+) -> None:
+    case, _, moment = job.partition("/")
+    out = killed / f"{case}-{moment}"
+    wanted, seen = undisturbed[case], list[Step]()
+    resumed = erase(model, BOMB, made(case), seed=5, out=out, resume=True, progress=seen.append)
+    assert same(wanted, resumed)
+    assert same(wanted, load_edit(Run.open(out).edit_path))
+    assert (out / CHECKPOINT).exists() is False
+    assert list(out.glob(".*.tmp")) == []
+    card = Run.open(out).card
+    assert wanted.card is not None
+    assert (card.status, card.steps, card.losses) == ("complete", wanted.card.steps, wanted.card.losses)
+    if moment == "step:3":
+        # the kill fell after the fourth update's checkpoint
+        assert [s.i for s in seen] == [4, 5]
+
+
+@dataclass
+class Clock:
+    """Stops a run by an exception at some step, as a cheap stand-in for a kill."""
+
+    at: int
+    seen: list[int] = field(default_factory=list)
+
+    def __call__(self, step: Step) -> None:
+        self.seen.append(step.i)
+        if step.i == self.at:
+            raise KeyboardInterrupt
+
+
+def interrupted(model: Model, out: Path, **options: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, Concept("bomb"), Fake(), out=out, save_every=0, progress=Clock(2), **options)
+
+
+def test_an_interrupt_restores_the_base_and_can_go_on(model: Model, tmp_path: Path) -> None:
+    before = model.fingerprint()
+    interrupted(model, tmp_path)
+    assert model.fingerprint() == before
+    with pytest.raises(BadRun, match="an interrupted run.*--resume"):
+        erase(model, Concept("bomb"), Fake(), out=tmp_path)
+    clock = Clock(-1)
+    edit = erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True, progress=clock)
+    assert clock.seen == [3, 4]
+    assert same(edit, erase(model, Concept("bomb"), Fake()))
+
+
+@pytest.mark.parametrize(
+    ("concept", "method", "seed", "message"),
+    [
+        (Concept("bomb"), Fake(), 1, "seed: 0 then, 1 now"),
+        (Concept("bomb"), Fake(steps=9), 0, "setting steps: 5 then, 9 now"),
+        (Concept("bomb"), Seeing(), 0, "method: 'fake' then, 'seeing' now"),
+        (Concept("dagger"), Fake(), 0, "concept: bomb then, dagger now"),
+        (Concept("bomb", anchor="ball"), Fake(), 0, "other details"),
+    ],
+)
+def test_another_run_is_not_resumed(
+    model: Model, tmp_path: Path, concept: Concept, method: Fake, seed: int, message: str
+) -> None:
+    interrupted(model, tmp_path / "run")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(b"")
+    concept = replace(concept, images=pictures) if isinstance(method, Seeing) else concept
+    with pytest.raises(BadRun, match=message):
+        erase(model, concept, method, seed=seed, out=tmp_path / "run", resume=True)
+
+
+def test_another_base_is_not_resumed(model: Model, tmp_path: Path) -> None:
+    interrupted(model, tmp_path)
+    with pytest.raises(BadRun, match="base_hash"):
+        erase(tiny.model(window=WINDOW, seed=1), Concept("bomb"), Fake(), out=tmp_path, resume=True)
+
+
+def test_a_finished_run_is_given_back(model: Model, tmp_path: Path) -> None:
+    edit = erase(model, Concept("bomb"), Fake(), out=tmp_path)
+    clock = Clock(-1)
+    assert same(edit, erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True, progress=clock))
+    assert clock.seen == []
+    with pytest.raises(BadRun, match="seed"):
+        erase(model, Concept("bomb"), Fake(), seed=1, out=tmp_path, resume=True)
+
+
+def test_nothing_to_resume_without_a_folder(model: Model) -> None:
+    with pytest.raises(BadRun, match="without a folder"):
+        erase(model, Concept("bomb"), Fake(), resume=True)
+
+
+def test_a_broken_checkpoint_is_told(model: Model, tmp_path: Path) -> None:
+    interrupted(model, tmp_path)
+    data = (tmp_path / CHECKPOINT).read_bytes()
+    (tmp_path / CHECKPOINT).write_bytes(data[: len(data) // 2])
+    with pytest.raises(BadRun, match="cannot be read"):
+        erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True)

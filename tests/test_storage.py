@@ -1,0 +1,90 @@
+"""Files appear whole or not at all: against a disk that really is full."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import StorageError
+from expunge.storage import need_space, replacing, sweep, write_atomic, write_json
+
+LIMIT = 64 * 1024
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from expunge.errors import StorageError
+{write}
+try:
+    write(Path(sys.argv[1]))
+except StorageError as error:
+    print(error)
+    sys.exit(7)
+"""
+
+WRITERS = {
+    "bytes": "from expunge.storage import write_atomic\ndef write(p): write_atomic(p, b'x' * 1_000_000)",
+    "checkpoint": (
+        "import torch\nfrom expunge import checkpoint\ndef write(p): checkpoint.save(p, {'w': torch.zeros(1_000_000)})"
+    ),
+}
+
+
+def test_replaces_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_leaves_the_former_file_and_nothing_else(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "a"
+    write_atomic(path, b"former")
+    code = FULL_DISK.format(limit=LIMIT, write=WRITERS[writer])
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "the disk is full" in done.stdout
+    assert path.read_bytes() == b"former"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as temp:
+        temp.write_bytes(b"half")
+        _ = 1 / 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_nan_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a", float("nan"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="could not write"):
+        write_atomic(tmp_path / "file" / "a", b"")
+
+
+def test_sweep_removes_only_temporary_files(tmp_path: Path) -> None:
+    (tmp_path / ".card.json.12.tmp").write_text("half")
+    (tmp_path / "card.json").write_text("{}")
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["card.json"]
+
+
+def test_need_space(tmp_path: Path) -> None:
+    need_space(tmp_path / "not" / "there", 1)
+    with pytest.raises(StorageError, match="not enough disk space"):
+        need_space(tmp_path / "not" / "there", 2**60)
+
+
