@@ -37,7 +37,10 @@ def cell(method: str, target: str, work: Path, protocol: str) -> Run:
     expunge.erase(model, Concept(target, kind=kind), get(method)(), seed=0, out=folder)
     erased = time.perf_counter()
     audit(folder, protocol)
-    print(f"{method} {target}: erased in {erased - start:.0f} s, audited in {time.perf_counter() - erased:.0f} s", flush=True)
+    print(
+        f"{method} {target}: erased in {erased - start:.0f} s, audited in {time.perf_counter() - erased:.0f} s",
+        flush=True,
+    )
     return Run.open(folder)
 
 
@@ -61,14 +64,40 @@ def row(label: str, runs: Sequence[Run]) -> str:
 
     worst = min((s["ua"].value or 0.0 for s in scores if "ua" in s), default=0.0)
     seconds = fmean(r.card.seconds for r in runs)
-    cells = [label, str(len(runs)), mean("ua"), f"{worst:.3f}", mean("ira"), relative("ira"), mean("cra"), relative("cra"), mean("h")]
+    cells = [
+        label,
+        str(len(runs)),
+        mean("ua"),
+        f"{worst:.3f}",
+        mean("ira"),
+        relative("ira"),
+        mean("cra"),
+        relative("cra"),
+        mean("h"),
+    ]
     cells += [mean(m) for m in ("clip_score", "fid", "kid", "perceptual", "degenerate")]
     return "| " + " | ".join([*cells, f"{seconds:.0f}"]) + " |"
 
 
 def table(runs: dict[str, list[Run]]) -> str:
     """Return the table over methods."""
-    head = ["method", "n", "UA", "worst UA", "IRA", "IRA/base", "CRA", "CRA/base", "H", "CLIP", "FID", "KID", "perceptual", "degenerate", "s"]
+    head = [
+        "method",
+        "n",
+        "UA",
+        "worst UA",
+        "IRA",
+        "IRA/base",
+        "CRA",
+        "CRA/base",
+        "H",
+        "CLIP",
+        "FID",
+        "KID",
+        "perceptual",
+        "degenerate",
+        "s",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *(row(m, r) for m, r in runs.items() if r)]) + "\n"
 

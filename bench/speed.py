@@ -93,7 +93,11 @@ def cell(name: str, kind: str, method: str, updates: int) -> dict[str, float]:
     else:
         samples = ours(model, method, updates, 1 if kind == "ours-batch-1" else None)
     seconds = time.perf_counter() - start
-    return {"seconds_per_update": seconds / updates, "seconds_per_sample": seconds / samples, "mb_above_model": resident() - before}
+    return {
+        "seconds_per_update": seconds / updates,
+        "seconds_per_sample": seconds / samples,
+        "mb_above_model": resident() - before,
+    }
 
 
 def main() -> None:
@@ -110,7 +114,17 @@ def main() -> None:
     rows = {}
     for method in ("esd", "sdd"):
         for kind in ("plain", "ours", "ours-batch-1"):
-            command = [sys.executable, __file__, "--model", args.model, "--updates", str(args.updates), "--cell", kind, method]
+            command = [
+                sys.executable,
+                __file__,
+                "--model",
+                args.model,
+                "--updates",
+                str(args.updates),
+                "--cell",
+                kind,
+                method,
+            ]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             rows[f"{method} {kind}"] = json.loads(out.strip().split("\n")[-1])
             print(f"{method} {kind}: {rows[f'{method} {kind}']}", flush=True)
@@ -120,7 +134,9 @@ def main() -> None:
             row = rows[f"{method} {kind}"]
             row["speedup_per_sample"] = base["seconds_per_sample"] / row["seconds_per_sample"]
             row["memory_ratio"] = row["mb_above_model"] / base["mb_above_model"]
-            print(f"{method} {kind}: {row['speedup_per_sample']:.1f}x a sample, {row['memory_ratio']:.2f}x memory above the model")
+            print(
+                f"{method} {kind}: {row['speedup_per_sample']:.1f}x a sample, {row['memory_ratio']:.2f}x memory above the model"
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from expunge import audit as _audit_function  # noqa: F401  (its module is imported here, once)
 from expunge import cli, complete, doctor, gate
+from expunge.concept import Concept
 from expunge.errors import SettingError
 from expunge.records import Card, Run, Score
 
@@ -21,7 +22,13 @@ HELP_BUDGET = 0.3  # seconds, of the issue
 
 QUICK = ["-s", "steps=2", "-s", "batch=2", "-s", "rollouts=2", "-s", "sampling_steps=2"]
 CARD = Card(
-    method="sdd", settings={}, concept={"name": "bomb", "kind": "object"}, model="tiny", base_hash="ab", seed=0, version="0.1.0"
+    method="sdd",
+    settings={},
+    concept=Concept("bomb").to_json(),
+    model="tiny",
+    base_hash="ab",
+    seed=0,
+    version="0.1.0",
 )
 SCORES = [
     Score(protocol="emoji-v1", metric="ua", value=0.97, low=0.9, high=1.0, n=48, base=0.02),
@@ -54,17 +61,25 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", [[], ["erase"], ["demo"], ["audit"], ["report"]])
 def test_help_loads_nothing_heavy(command: list[str]) -> None:
-    done = child(f"from expunge.cli import main; assert main({[*command, '--help']}) == 0; " + HEAVY + "assert not heavy, heavy")
+    done = child(
+        f"from expunge.cli import main; assert main({[*command, '--help']}) == 0; " + HEAVY + "assert not heavy, heavy"
+    )
     assert "Usage: expunge" in done.stdout
 
 
 def test_help_is_instant() -> None:
-    def once() -> float:
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "expunge.cli", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - began
+    """In seconds of processor time: on a machine that is busy otherwise, the clock on the wall measures the others."""
 
-    assert min(once() for _ in range(8)) < HELP_BUDGET
+    def spent() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    def once() -> float:
+        before = spent()
+        subprocess.run([sys.executable, "-m", "expunge.cli", "--help"], check=True, capture_output=True)
+        return spent() - before
+
+    assert min(once() for _ in range(5)) < HELP_BUDGET
 
 
 @pytest.mark.parametrize("command", [["models", "--json"], ["protocols", "--json"], ["report", "RUN", "-o", "OUT"]])
@@ -83,7 +98,9 @@ def test_commands_without_torch(tmp_path: Path, command: list[str]) -> None:
     ("command", "names"),
     [("methods", {"esd", "sdd", "uce"}), ("models", {"emoji", "tiny"}), ("protocols", {"emoji-v1"})],
 )
-def test_json_listings_are_objects_with_a_name(capsys: pytest.CaptureFixture[str], command: str, names: set[str]) -> None:
+def test_json_listings_are_objects_with_a_name(
+    capsys: pytest.CaptureFixture[str], command: str, names: set[str]
+) -> None:
     found = json.loads(expect(capsys, command, "--json")[0])
     assert names <= {row["name"] for row in found}
     text = expect(capsys, command)[0]
@@ -114,7 +131,8 @@ def test_completion_needs_no_torch() -> None:
     child(
         "from expunge import complete as c; from types import SimpleNamespace as N\n"
         "assert c.models('em') == ['emoji'] and c.method_names('s') == ['sdd']\n"
-        "assert 'bomb' in c.concepts(N(params={'model': 'emoji'}), 'bo') and c.concepts(N(params={'model': 'x'}), 'bo') == []\n"
+        "assert 'bomb' in c.concepts(N(params={'model': 'emoji'}), 'bo') \n"
+        "assert c.concepts(N(params={'model': 'x'}), 'bo') == []\n"
         "assert c.settings(N(params={'method': 'esd'}), 'et') == ['eta=']\n" + HEAVY + "assert not heavy, heavy"
     )
 
@@ -134,7 +152,9 @@ def test_completion_reads_the_same_settings_as_the_class(method: str) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    assert cli.main(["erase", "tiny", "--concept", "bomb", "--keep", "a,b", "--keep", "c", *QUICK, "--out", str(out)]) == 0
+    assert (
+        cli.main(["erase", "tiny", "--concept", "bomb", "--keep", "a,b", "--keep", "c", *QUICK, "--out", str(out)]) == 0
+    )
     return out
 
 
@@ -155,13 +175,16 @@ def test_erase_again_into_the_same_folder(capsys: pytest.CaptureFixture[str], ru
 def test_erase_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     _, err = expect(capsys, "erase", "tiny", "--concept", "a very long concept", "-m", "uce", "--out", tmp_path / "r")
     assert "warning: " in err
-    assert "does not see 'ncept'" in err
+    assert "prompts of 'a very long concept' are longer" in err
+    assert "the model does not see" in err
 
 
 def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('method = "uce"\nridge = 0.5\npreserve = 2.0\n')
-    expect(capsys, "erase", "tiny", "--concept", "bomb", "--recipe", recipe, "-s", "ridge=0.25", "--out", tmp_path / "r")
+    expect(
+        capsys, "erase", "tiny", "--concept", "bomb", "--recipe", recipe, "-s", "ridge=0.25", "--out", tmp_path / "r"
+    )
     card = Run.open(tmp_path / "r").card
     assert (card.method, card.settings) == ("uce", {"ridge": 0.25, "preserve": 2.0})
 
@@ -183,7 +206,9 @@ def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         (["--concept", "bomb", "--anchor", "bomb"], "the concept itself"),
     ],
 )
-def test_bad_input_of_erase(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_of_erase(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
+) -> None:
     import re
 
     _, err = expect(capsys, "erase", "tiny", *arguments, "--out", tmp_path / "run", code=2)

@@ -11,7 +11,11 @@ from expunge.errors import ExpungeError, near, nearest
 
 
 def test_every_error_belongs_to_the_tree() -> None:
-    found = [c for _, c in inspect.getmembers(errors, inspect.isclass) if issubclass(c, Exception) and c.__module__ == errors.__name__]
+    found = [
+        c
+        for _, c in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(c, Exception) and c.__module__ == errors.__name__
+    ]
     strangers = [c.__name__ for c in found if not issubclass(c, ExpungeError) and not issubclass(c, Warning)]
     assert len(found) > 10
     assert strangers == []

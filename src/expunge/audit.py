@@ -258,7 +258,7 @@ def outcome_rows(
 def shown(specs: Sequence[PictureSpec], damaged: Sequence[str]) -> list[tuple[str, int]]:
     """Return (role, index) of the pairs to show: targets, most damaged neighbours, other retained concepts."""
     rows = [("target", i) for i, s in enumerate(specs) if s.role == "target"]
-    step = max(1, len(rows) // SHOWN)
+    step = max(1, len(rows) // SHOWN - 1)  # 5 of 48: coprime to the eight styles, so that most of them are shown
     chosen = rows[::step][:SHOWN]
     kept: dict[str, list[int]] = {}
     for i, s in enumerate(specs):
@@ -282,17 +282,17 @@ def write_samples(run: Run, specs: Sequence[PictureSpec], base: Tensor, edited: 
         for file, image in zip(files.values(), pair, strict=True):
             write_atomic(folder / file, _png(image))
         rows.append({"role": role, "concept": spec.concept, "prompt": spec.prompt, "seed": spec.seed, **files})
-        pairs.append((role, f"{spec.object}, {spec.style}" if spec.style else spec.object, pair))
+        pairs.append((role, (spec.object, spec.style or "any style"), pair))
     run.write_samples(rows)
     write_atomic(folder / "sheet.png", _png(sheet(pairs)))
 
 
-def sheet(pairs: Sequence[tuple[str, str, tuple[Image.Image, Image.Image]]]) -> Image.Image:
+def sheet(pairs: Sequence[tuple[str, tuple[str, str], tuple[Image.Image, Image.Image]]]) -> Image.Image:
     """Return a sheet: a block a role, a column a pair, base above edited, labelled."""
     roles = list(dict.fromkeys(role for role, _, _ in pairs))
     w, h = pairs[0][2][0].size
-    zoom = max(1, 96 // w)
-    cell, tall, label, margin = w * zoom + 12, h * zoom + 4, 16, 84
+    zoom = max(1, 128 // w)
+    cell, tall, label, margin = w * zoom + 12, h * zoom + 4, 32, 84
     block = label + 2 * tall + 14
     page = Image.new("RGB", (margin + SHOWN * cell, block * len(roles) + 8), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
@@ -300,10 +300,11 @@ def sheet(pairs: Sequence[tuple[str, str, tuple[Image.Image, Image.Image]]]) -> 
         top = 8 + r * block
         for line, y in ((role, top), ("base", top + label + tall // 2), ("edited", top + label + tall + tall // 2)):
             pen.text((6, y), line, fill="black", font=font)
-        for c, (_, name, pair) in enumerate(p for p in pairs if p[0] == role):
+        for c, (_, names, pair) in enumerate(p for p in pairs if p[0] == role):
             x = margin + c * cell
-            fits = [k for k in range(len(name) + 1) if pen.textlength(name[:k], font=font) <= cell - 8]
-            pen.text((x, top), name[: fits[-1]], fill="black", font=font)
+            for row, name in enumerate(names):
+                fits = [k for k in range(len(name) + 1) if pen.textlength(name[:k], font=font) <= cell - 8]
+                pen.text((x, top + 15 * row), name[: fits[-1]], fill="black", font=font)
             for k, image in enumerate(pair):
                 page.paste(image.resize((w * zoom, h * zoom), Image.Resampling.NEAREST), (x, top + label + k * tall))
     return page

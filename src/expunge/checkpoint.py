@@ -81,7 +81,9 @@ def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"float": str(value)}
         case None | bool() | int() | float() | str():
             return value
-    raise TypeError(f"a state cannot hold {type(value).__name__}: tensors, numbers, strings and containers of them only")
+    raise TypeError(
+        f"a state cannot hold {type(value).__name__}: tensors, numbers, strings and containers of them only"
+    )
 
 
 def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -103,11 +105,9 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _own(value: Tensor, taken: dict[str, Tensor]) -> Tensor:
-    """Return a plain CPU copy of `value` if it shares memory (which safetensors refuses), else a view of it."""
+    """Return `value` on the CPU, copied if it shares memory, which safetensors refuses."""
     plain = value.detach().to("cpu").contiguous()
     memory = plain.untyped_storage().data_ptr()
     partial = plain.untyped_storage().nbytes() != plain.numel() * plain.element_size()
     shared = any(t.untyped_storage().data_ptr() == memory for t in taken.values())
     return plain.clone() if partial or shared else plain
-
-

@@ -1,4 +1,4 @@
-"""The command line. Every command is thin; torch and diffusers are imported inside commands, so that `--help` is instant."""
+"""The command line. Torch and diffusers are imported inside commands, so that `--help` is instant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, complete
-from .errors import BadRun, ExpungeError, PromptCut, SettingError, nearest
+from .errors import ExpungeError, PromptCut, SettingError, nearest
 
 if TYPE_CHECKING:
     from .concept import Concept
@@ -46,7 +46,9 @@ MethodName = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="A setting of the method, key=value; repeatable.", autocompletion=complete.settings),
+    typer.Option(
+        "--set", "-s", help="A setting of the method, key=value; repeatable.", autocompletion=complete.settings
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same edit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=lambda: list(DEVICES))]
@@ -63,13 +65,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _expunge(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     del version
 
 
 @app.command()
 def demo(
+    *,
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("expunge-demo"),
     concept: Annotated[str, typer.Option(help="What to erase.", autocompletion=complete.concepts)] = "bomb",
     method: MethodName = complete.DEFAULT,
@@ -86,7 +91,9 @@ def demo(
     from .storage import write_atomic
 
     terminal.say("Plan: erase, then audit against the untouched model, then report; 1 to 3 minutes on two cores.")
-    edit = _erase("emoji", [concept], method, settings, None, out, device, seed, resume=resume)
+    edit = _erase(
+        "emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume
+    )
     with terminal.bars() as tick:
         scores = prove(out, PROTOCOL, device=_device(device), progress=tick)
     page = out / "report.html"
@@ -97,6 +104,7 @@ def demo(
 
 @app.command()
 def erase(
+    *,
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder of the run; empty, or not there yet.")],
     concept: Annotated[list[str], typer.Option(help="What to erase; repeatable.", autocompletion=complete.concepts)],
@@ -108,7 +116,7 @@ def erase(
     kind: Annotated[str, typer.Option(help="object, style, person or class; default: as the model knows it.")] = "",
     method: MethodName = "",
     settings: Settings = None,
-    recipe: Annotated[Path | None, typer.Option(help="TOML file of method and settings; --set has the last word.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of method and settings; --set wins.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures of the concept.")] = None,
     embedding: Annotated[Path | None, typer.Option(help="Token embedding of the concept (.safetensors).")] = None,
     config: Annotated[Path | None, typer.Option(help="Configuration folder of a single-file checkpoint.")] = None,
@@ -127,7 +135,10 @@ def erase(
         "embedding": embedding,
     }
     options = {"allow_pickle": allow_pickle, "config": config}
-    edit = _erase(model, concept, method, settings, recipe, out, device, seed, resume, kind, details, options)
+    edit = _erase(
+        model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
+        recipe=recipe, kind=kind, details=details, options=options,
+    )  # fmt: skip
     if edit.card:
         terminal.say(terminal.outcome(edit.card))
     typer.echo(f"Run: {out}")
@@ -136,6 +147,7 @@ def erase(
 
 @app.command()
 def generate(
+    *,
     model: ModelName,
     prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder of the pictures; empty, or not there yet.")],
@@ -151,9 +163,10 @@ def generate(
     from contextlib import nullcontext
 
     from . import gate, terminal
+    from .records import need_empty
 
     numbers = gate.seeds(seeds)
-    _need_empty(out)
+    need_empty(out)
     target = _device(device)
     from . import sheet
     from .backbones import load
@@ -162,19 +175,13 @@ def generate(
     base = load(model, device=target, allow_pickle=allow_pickle)
     prompts = [p for p in prompt for _ in numbers]
     with load_edit(edit).on(base) if edit else nullcontext(base) as ready, terminal.bars() as tick:
-        done = [0]
-
-        def progress(n: int) -> None:
-            done[0] += n
-            tick("drawing", done[0], len(prompts))
-
         images = ready.generate(
             prompts,
             seeds=list(numbers) * len(prompt),
             steps=steps,
             guidance=guidance,
             negative=negative,
-            progress=progress,
+            progress=terminal.counter(tick, "drawing", len(prompts)),
         )
     sheet.save(out, images, prompts, list(numbers) * len(prompt), columns=min(8, len(numbers)))
     typer.echo(f"Pictures: {len(images)} in {out}, all on {out / 'sheet.png'}")
@@ -182,6 +189,7 @@ def generate(
 
 @app.command()
 def audit(
+    *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an erasure.")],
     protocol: Annotated[str, typer.Option(help="One of `expunge protocols`.")] = PROTOCOL,
     gate: Annotated[str, typer.Option(help="Rules such as ua>=0.95,ira>=0.95; exit code 3 when one fails.")] = "",
@@ -213,6 +221,7 @@ def audit(
 
 @app.command()
 def report(
+    *,
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of audited runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("report.html"),
 ) -> None:
@@ -228,27 +237,22 @@ def report(
 @app.command()
 def methods(as_json: AsJson = False) -> None:
     """List the methods: what each does, needs and cites, its settings and limits."""
+    from . import terminal
     from .methods import describe, names
 
     found = [describe(name) for name in names()]
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
-    for m in found:
-        typer.echo(f"{m['name']:<8} {m['summary']}  [{m['family']}; arXiv:{m['arxiv']}; needs {', '.join(m['needs'])}]")
-        for s in m["settings"]:
-            typer.echo(f"           {s['name']:<16} {s['default']!s:<18} {s['help']}")
-        typer.echo(f"           limits: {m['limits']}")
+    typer.echo("\n".join(line for m in found for line in terminal.method(m)))
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that need no download, and what else MODEL may be."""
     found = [{"name": name, "about": about, "shipped": True} for name, about in complete.MODELS.items()]
-    if as_json:
-        typer.echo(json.dumps(found, indent=1))
-        return
-    typer.echo("\n".join([*(f"{m['name']:<8} {m['about']}" for m in found), complete.FORMS]))
+    text = "\n".join([*(f"{m['name']:<8} {m['about']}" for m in found), complete.FORMS])
+    typer.echo(json.dumps(found, indent=1) if as_json else text)
 
 
 @app.command()
@@ -289,13 +293,14 @@ def doctor(as_json: AsJson = False) -> None:
 def _erase(
     model: str,
     names: list[str],
+    *,
     method: str,
     settings: list[str] | None,
-    recipe: Path | None,
     out: Path,
     device: str,
     seed: int,
-    resume: bool = False,
+    resume: bool,
+    recipe: Path | None = None,
     kind: str = "",
     details: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
@@ -303,6 +308,7 @@ def _erase(
     """Check what can be checked at once, then load, then erase with a bar."""
     from . import flags, terminal
     from .methods import METHODS, get
+    from .records import need_empty
 
     chosen: dict[str, Any] = flags.recipe(recipe) if recipe else {}
     name = method or str(chosen.get("method", complete.DEFAULT))
@@ -311,7 +317,7 @@ def _erase(
         raise SettingError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.{nearest(name, METHODS)}")
     concepts = _concepts(names, kind, details or {}, _known_world(model))
     if not resume:
-        _need_empty(out)
+        need_empty(out)
     target = _device(device)
     built = flags.build(get(name), given)
     from .backbones import load
@@ -325,35 +331,21 @@ def _erase(
 
 def _known_world(model: str) -> Any:
     """Return the shipped world without loading its weights: a wrong concept is told in a moment, not after seconds."""
-    if model != "emoji":
-        return None
     from .zoo.emoji import world
 
     # without the shipped weights `load` says so, which is the better message
-    return world.world() if (world.WEIGHTS / "model_index.json").is_file() else None
+    return world.world() if model == "emoji" and (world.WEIGHTS / "model_index.json").is_file() else None
 
 
 def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) -> list[Concept]:
     from .concept import Concept
 
-    found = []
-    for name in names:
-        known = kind or ("style" if world and world.canonical(name) in world.styles else "object")
-        concept = Concept(name, kind=known, **details)  # type: ignore[arg-type]  # check() names a wrong kind
+    styles = [n for n in names if world and world.canonical(n) in world.styles]
+    kinds: list[Any] = [kind or ("style" if n in styles else "object") for n in names]
+    found = [Concept(n, kind=k, **details) for n, k in zip(names, kinds, strict=True)]
+    for concept in found:
         concept.check(world)
-        found.append(concept)
     return found
-
-
-def _need_empty(out: Path) -> None:
-    """Raise BadRun when a folder to write to has files, before anything is loaded."""
-    if out.is_file():
-        raise BadRun(f"{out} is a file. Give a folder that is empty or does not exist.")
-    if out.is_dir() and (there := sorted(p.name for p in out.iterdir())):
-        raise BadRun(
-            f"the folder {out} is not empty (it holds {', '.join(there[:4])}). Choose another, empty it, "
-            "or go on with an interrupted erasure by --resume."
-        )
 
 
 def _device(wanted: str) -> str:
@@ -372,7 +364,9 @@ def _device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name, is_there in there.items() if is_there)
     if not there[wanted]:
-        raise SettingError(f"there is no {wanted} device here. Devices here: {', '.join(k for k, v in there.items() if v)}.")
+        raise SettingError(
+            f"there is no {wanted} device here. Devices here: {', '.join(k for k, v in there.items() if v)}."
+        )
     return wanted
 
 
@@ -382,7 +376,7 @@ def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 2 for an expected error, 3 for a failed gate, 130 interrupted."""
+    """Run the command line and return its exit code (2: expected error, 3: gate failed, 130: interrupted)."""
     # they log through their own handlers, past Python's warnings; what matters of it we say ourselves
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -395,10 +389,9 @@ def main(arguments: list[str] | None = None) -> int:
         except ExpungeError as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             return EXPECTED_ERROR
-        except KeyboardInterrupt:
-            typer.echo("interrupted; an erasure goes on with the same command and --resume", err=True)
-            return INTERRUPTED
         except SystemExit as end:
+            if end.code == INTERRUPTED:
+                typer.echo("interrupted; an erasure goes on with the same command and --resume", err=True)
             return int(end.code or 0)
     return 0
 

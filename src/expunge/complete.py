@@ -32,9 +32,10 @@ def concepts(ctx: Context, incomplete: str) -> list[str]:
     """Return the names of the shipped world, unless another model is given."""
     if ctx.params.get("model") not in (None, "emoji"):
         return []
-    from .zoo.emoji import world
+    from .zoo.emoji import world  # noqa: PLC0415 (a completion reads no more than it needs)
 
-    known = (*world.names(), *world.STYLES)
+    shipped = (world.WEIGHTS / "drawn.json").is_file()
+    known = (*(world.drawn() if shipped else (o["name"] for o in world.objects())), *world.STYLES)
     return [n for n in known if n.casefold().startswith(incomplete.casefold())]
 
 
@@ -49,8 +50,5 @@ def fields(method: str) -> list[str]:
     source = (Path(methods.__file__).parent / f"{method}.py").read_text()
     wanted = methods.METHODS[method]
     body = next(n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == wanted)
-    return [n.target.id for n in body if _is_setting(n) and isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-
-
-def _is_setting(node: ast.stmt) -> bool:
-    return isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
+    declared = (n for n in body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation))
+    return [n.target.id for n in declared if isinstance(n.target, ast.Name)]

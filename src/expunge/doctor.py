@@ -87,7 +87,7 @@ def _memory() -> float | None:
 def _devices() -> list[str]:
     if find_spec("torch") is None:
         return []
-    import torch
+    import torch  # noqa: PLC0415 (may be missing, and is slow to import)
 
     cards = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]

@@ -25,14 +25,13 @@ from .edits import Edit, LowRankEdit, load_edit
 from .errors import BadModel, BadRun, ConceptError, Diverged, NeedsError, PromptCut, SettingError, Unsupported
 from .flags import check
 from .kernel.state import State, Step
-from .records import CARD, EDIT, Card, Run, thin
+from .records import CARD, CHECKPOINT, EDIT, Card, Run, need_empty, thin
 from .storage import need_space, sweep
 
 if TYPE_CHECKING:
     from .kernel.model import Model
     from .methods.base import Method
 
-CHECKPOINT = "state.safetensors"
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 LARGEST_SEED = 2**63 - 1
 
@@ -88,7 +87,7 @@ def erase(
         model.lock()
         if model.fingerprint() != request["base_hash"]:
             raise BadModel(
-                f"method {request['method']!r} left the weights of {model.name!r} changed, which is a bug of the method. "
+                f"method {request['method']!r} left the weights of {model.name!r} changed, a bug of the method. "
                 "Load the model again; no edit was written."
             )
     return drive.finish(edit, model.device)
@@ -154,7 +153,13 @@ class _Drive:
         if not checkpoint.finite(fit):
             # a finite loss can still have had an infinite gradient; such weights must not replace the last good ones
             self._diverged(max(self.done - 1, 0), "a weight or a moment of the optimiser")
-        whole = {"request": self.request, "fit": fit, "losses": self.losses, "done": self.done, "seconds": self._seconds()}
+        whole = {
+            "request": self.request,
+            "fit": fit,
+            "losses": self.losses,
+            "done": self.done,
+            "seconds": self._seconds(),
+        }
         checkpoint.save(self.out / CHECKPOINT, whole)
         self.good = self.done
 
@@ -219,7 +224,7 @@ def _prepare(model: Model, concept: Concept | Iterable[Concept], method: Method,
     _check_needs(model, known, method)
     if model.fingerprint() != model.hash:
         raise BadModel(
-            f"the weights of {model.name!r} are not those it was loaded with: an edit is applied, or they were trained. "
+            f"the weights of {model.name!r} are not those it was loaded with: an edit is applied, or it was trained. "
             "Leave the `with edit.on(model):` block, or load the model again."
         )
     _warn_cut(model, targets)
@@ -242,7 +247,9 @@ def _check_clashes(concepts: list[Concept]) -> None:
         raise ConceptError(f"{twice[0]!r} is given twice. Give each concept once.")
     for c in concepts:
         if kept := set(c.keep) & set(names):
-            raise ConceptError(f"{min(kept)!r} is to be erased and to be kept (by {c.name!r}). Take it out of one of the two.")
+            raise ConceptError(
+                f"{min(kept)!r} is to be erased and to be kept (by {c.name!r}). Take out one of the two."
+            )
 
 
 def _check_needs(model: Model, concepts: list[Concept], method: Method) -> None:
@@ -255,7 +262,7 @@ def _check_needs(model: Model, concepts: list[Concept], method: Method) -> None:
                 f"{name} needs pictures of {c.name!r}. Give a folder of them ({', '.join(sorted(PICTURES))}): "
                 "Concept(images=...) or --images DIR."
             )
-    if needs.sae and not asdict(method).get("sae"):
+    if needs.sae and not _settings(method).get("sae"):
         raise NeedsError(f"{name} needs a trained sparse autoencoder. Give its file: --set sae=PATH.")
     if needs.autoencoder:
         side = model.sampling.size
@@ -270,8 +277,8 @@ def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
         if cut := model.clipped(target.prompts):
             prompt, lost = cut[0]
             warnings.warn(
-                f"{len(cut)} of {len(target.prompts)} prompts of {target.concept.name!r} are longer than the text encoder's "
-                f"window. Of {prompt!r} the model does not see {lost!r}.",
+                f"{len(cut)} of {len(target.prompts)} prompts of {target.concept.name!r} are longer than the text "
+                f"encoder's window. Of {prompt!r} the model does not see {lost!r}.",
                 PromptCut,
                 stacklevel=4,
             )
@@ -281,12 +288,16 @@ def _name(method: Method) -> str:
     return type(method).__name__.lower()
 
 
+def _settings(method: Any) -> dict[str, Any]:
+    return asdict(method)
+
+
 def _request(model: Model, targets: tuple[Targets, ...], method: Method, seed: int) -> dict[str, Any]:
     """Return what makes two runs the same run, as plain JSON data."""
     request = {
         "base_hash": model.hash,
         "method": _name(method),
-        "settings": asdict(method),
+        "settings": _settings(method),
         "concepts": [t.concept.to_json() for t in targets],
         "seed": seed,
     }
@@ -298,22 +309,21 @@ def _enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str,
     """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start."""
     if out is None:
         if resume:
-            raise BadRun("there is nothing to resume without a folder. Give the interrupted run's: out=... or --out RUN.")
+            raise BadRun(
+                "there is nothing to resume without a folder. Give the interrupted run's: out=... or --out RUN."
+            )
         return None
-    if out.exists() and not out.is_dir():
-        raise BadRun(f"{out} is a file. Give a folder that is empty or does not exist.")
     if not resume:
-        if out.is_dir() and any(out.iterdir()):
-            mend = "add --resume to go on with it" if (out / CHECKPOINT).exists() else "choose another, or empty it"
-            what = "an interrupted run" if (out / CHECKPOINT).exists() else "files already"
-            raise BadRun(f"the folder {out} is not empty: it holds {what}. To erase into it, {mend}.")
+        need_empty(out)
         return None
     return _resume(out, request)
 
 
 def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
-    if not out.is_dir():
+    if not out.exists():
         return None
+    if not out.is_dir():
+        raise BadRun(f"{out} is a file. Give the folder of the interrupted run.")
     sweep(out)
     if (out / CARD).exists():
         card = Run.open(out).card
@@ -334,13 +344,21 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
 
 def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> None:
     """Raise BadRun naming what differs between an interrupted run and the one asked for."""
-    differs = [f"{k}: {former[k]!r} then, {request[k]!r} now" for k in ("base_hash", "method", "seed") if former[k] != request[k]]
+    differs = [
+        f"{k}: {former[k]!r} then, {request[k]!r} now"
+        for k in ("base_hash", "method", "seed")
+        if former[k] != request[k]
+    ]
     if former["method"] == request["method"]:
         old, new = former["settings"], request["settings"]
-        differs += [f"setting {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)]
+        differs += [
+            f"setting {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)
+        ]
     if former["concepts"] != request["concepts"]:
         names = [" and ".join(c["name"] for c in r["concepts"]) for r in (former, request)]
-        differs.append(f"concept: {names[0]} then, {names[1]} now" + (" (other details)" if names[0] == names[1] else ""))
+        differs.append(
+            f"concept: {names[0]} then, {names[1]} now" + (" (other details)" if names[0] == names[1] else "")
+        )
     if differs:
         raise BadRun(f"{out} holds another run and cannot be resumed. It differs in {'; '.join(differs)}.")
 

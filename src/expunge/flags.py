@@ -1,4 +1,4 @@
-"""Settings of methods from `--set key=value` and TOML recipes. The dataclass is the only place of a name or a default."""
+"""Settings of methods from `--set key=value` and TOML recipes; names and defaults are the dataclass's."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ def build(method: type[Any], settings: Mapping[str, Any]) -> Any:
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in allowed:
-            raise SettingError(
-                f"unknown setting {name!r} of {method.__name__}. Settings: {', '.join(allowed)}.{nearest(name, allowed)}"
-            )
+            known = f"Settings: {', '.join(allowed)}.{nearest(name, allowed)}"
+            raise SettingError(f"unknown setting {name!r} of {method.__name__}. {known}")
         try:
             values[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
             why = error.errors()[0]["msg"]
             note = next((m for m in hints[name].__metadata__ if isinstance(m, str)), "")
-            raise SettingError(f"setting {name}={value} of {method.__name__} is refused: {why} ({name}: {note}).") from error
-        if isinstance(values[name], float) and values[name] != values[name]:
-            raise SettingError(f"setting {name}=nan of {method.__name__} is refused: a number is wanted.")
+            raise SettingError(
+                f"setting {name}={value} of {method.__name__} is refused: {why} ({name}: {note})."
+            ) from error
     return method(**values)
 
 
@@ -44,10 +43,10 @@ def check(method: Any) -> None:
         SettingError: wrong type or out of range.
     """
     built = build(type(method), asdict(method))
-    for name, value in asdict(method).items():
+    for name, wanted in asdict(built).items():
         # build converts, as text needs; here a value of another type would go on into the method
-        if getattr(built, name) != value:
-            raise SettingError(f"setting {name}={value!r} of {type(method).__name__} must be {type(getattr(built, name)).__name__}.")
+        if (given := asdict(method)[name]) != wanted:
+            raise SettingError(f"setting {name}={given!r} must be {type(wanted).__name__}, such as {wanted!r}.")
 
 
 def parse(pairs: Iterable[str]) -> dict[str, str]:

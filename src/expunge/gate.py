@@ -32,7 +32,8 @@ class Rule:
         """Return why the rule fails, "" when it holds. A metric that was not measured fails."""
         found = {s.metric: s for s in scores}
         if self.metric not in found:
-            return f"{self} fails: {self.metric} was not measured.{nearest(self.metric, found) or ' Measured: ' + ', '.join(found)}"
+            hint = nearest(self.metric, found) or f" Measured: {', '.join(found)}."
+            return f"{self} fails: {self.metric} was not measured.{hint}"
         value = found[self.metric].value
         if value is None:
             return f"{self} fails: {self.metric} could not be scored ({found[self.metric].errors} errors)."
@@ -75,6 +76,8 @@ def seeds(text: str) -> tuple[int, ...]:
             raise SettingError(f"cannot read {part!r} in --seeds {text!r}. Give numbers and ranges from 0 up: 0-7,12.")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MOST_SEEDS:
-            raise SettingError(f"the range {part.strip()} in --seeds is empty or too long (at most {MOST_SEEDS} seeds).")
+            raise SettingError(
+                f"the range {part.strip()} in --seeds is empty or too long (at most {MOST_SEEDS} seeds)."
+            )
         found += range(first, last + 1)
     return tuple(dict.fromkeys(found))

@@ -22,6 +22,7 @@ from .storage import write_atomic, write_json
 
 CARD = "card.json"
 EDIT = "edit.safetensors"
+CHECKPOINT = "state.safetensors"
 SCORES = "scores.json"
 OUTCOMES = "outcomes.jsonl"
 NEIGHBOURS = "neighbours.json"
@@ -242,6 +243,19 @@ class Run:
             return json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise BadRun(f"{path} cannot be read: {error}.") from error
+
+
+def need_empty(folder: Path) -> None:
+    """Check that a folder may be written to: it is empty, or does not exist.
+
+    Raises:
+        BadRun: when it holds files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadRun(f"{folder} is a file. Give a folder that is empty or does not exist.")
+    if folder.is_dir() and (there := sorted(p.name for p in folder.iterdir())):
+        mend = "Add --resume to go on with the interrupted run in it" if CHECKPOINT in there else "Choose another"
+        raise BadRun(f"the folder {folder} is not empty (it holds {', '.join(there[:4])}). {mend}, or empty it.")
 
 
 def thin(values: Sequence[float], most: int = MOST_LOSSES) -> list[float]:

@@ -51,6 +51,26 @@ def steps(tick: Tick) -> Callable[[Step], None]:
     return show
 
 
+def counter(tick: Tick, label: str, total: int) -> Callable[[int], None]:
+    """Return a callback that is told how many more are done, and keeps one bar."""
+    done = 0
+
+    def more(n: int) -> None:
+        nonlocal done
+        done += n
+        tick(label, done, total)
+
+    return more
+
+
+def method(about: dict[str, Any]) -> list[str]:
+    """Return the lines on one method of `methods.describe`."""
+    needs = ", ".join(about["needs"])
+    head = f"{about['name']:<8} {about['summary']}  [{about['family']}; arXiv:{about['arxiv']}; needs {needs}]"
+    settings = [f"           {s['name']:<16} {s['default']!s:<18} {s['help']}" for s in about["settings"]]
+    return [head, *settings, f"           limits: {about['limits']}"]
+
+
 def plan(model: str, concepts: Sequence[str], method: Any, out: Path, seed: int) -> list[str]:
     """Return the lines that say what an erasure will do, before it does."""
     return [

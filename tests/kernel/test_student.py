@@ -40,14 +40,19 @@ def test_teacher_equals_a_frozen_copy_and_gradients_stay_right(group: str) -> No
     torch.testing.assert_close(grads[0], grads[1], atol=0, rtol=0)
     denoiser.lock()
     assert model.fingerprint() == model.hash or all(
-        torch.equal(a, b) for a, b in zip(denoiser.module.state_dict().values(), frozen.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(denoiser.module.state_dict().values(), frozen.state_dict().values(), strict=True)
     )
 
 
 def test_low_rank_student_starts_as_the_base_and_leaves_no_trace() -> None:
     model = tiny.model()
     denoiser = model.denoiser
-    x, t, c = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 800]), model.encode("a bomb")
+    x, t, c = (
+        torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([100, 800]),
+        model.encode("a bomb"),
+    )
     base = denoiser.teacher(x, t, c)
     fingerprint = model.fingerprint()
     student = denoiser.unlock("no-cross-attention", rank=2, generator=torch.Generator().manual_seed(0))

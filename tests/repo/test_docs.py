@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_shown_commands_exist(page):
     for block in SHELL.findall(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
-            for before, word in zip(words, words[1:], strict=False):
+            for before, word in pairwise(words):
                 if before == "expunge" and not word.startswith("-"):
                     assert word in COMMANDS, line
 

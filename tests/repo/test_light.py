@@ -9,6 +9,7 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "torchmetrics")
 LOADED = f"import sys; print(sorted(set(sys.modules) & set({HEAVY!r})))"
 # a process in which the heavy packages cannot be imported, wherever the import stands
 BLOCK = f"""
+import sys
 from importlib.abc import MetaPathFinder
 class Block(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -25,15 +26,18 @@ HELP_LIMIT = 3 * HELP_SECONDS  # a loaded machine is slower than the promise is 
 @pytest.fixture
 def run_folder(tmp_path):
     """A run folder with one card and one score, written without torch."""
+    from expunge.concept import Concept
     from expunge.records import Card, Run, Score
 
     folder = tmp_path / "run"
     folder.mkdir()
     run = Run(folder)
     card = {
-        "method": "esd", "settings": {"eta": 1.0}, "concept": {"name": "bomb"}, "model": "tiny", "base_hash": "0" * 64,
-        "seed": 0, "version": "0.1.0", "kind": "weights", "seconds": 1.0, "peak_bytes": 1, "losses": {"erase": [1.0, 0.5]},
-        "steps": 2, "created": "2026-01-01T00:00:00+00:00", "status": "complete", "samples_seen": 2,
+        "method": "esd", "settings": {"eta": 1.0}, "concept": Concept("bomb").to_json(), "model": "tiny",
+        "base_hash": "0" * 64,
+        "seed": 0, "version": "0.1.0", "kind": "weights", "seconds": 1.0, "peak_bytes": 1,
+        "losses": {"erase": [1.0, 0.5]}, "steps": 2, "created": "2026-01-01T00:00:00+00:00", "status": "complete",
+        "samples_seen": 2,
     }  # fmt: skip
     run.write_card(Card.from_json(card))
     score = {"protocol": "emoji-v1", "metric": "ua", "value": 1.0, "low": 0.9, "high": 1.0, "n": 48, "errors": 0}

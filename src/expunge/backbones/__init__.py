@@ -56,9 +56,13 @@ def load(
     if path.is_file():
         return adapt(single_file(path, dtype, allow_pickle, config), name, device)
     if path.is_dir() and not (path / "model_index.json").is_file():
-        raise BadModel(f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with pipe.save_pretrained.")
+        raise BadModel(
+            f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with pipe.save_pretrained."
+        )
     if not path.exists() and (path.is_absolute() or path.suffix or name.startswith(".") or name.count("/") != 1):
-        raise BadModel(f"there is no model at {name!r}.{nearest(name, SHIPPED)} Give 'emoji', a diffusers folder, a hub id or a file.")
+        raise BadModel(
+            f"there is no model at {name!r}.{nearest(name, SHIPPED)} Give 'emoji', a diffusers folder, a hub id or a file."
+        )
     return adapt(pretrained(name, dtype, allow_pickle), name, device)
 
 
@@ -72,7 +76,9 @@ def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
         check_folder(folder)
     options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
     try:
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype, safety_checker=None, requires_safety_checker=False, **options)
+        return DiffusionPipeline.from_pretrained(
+            name, dtype=dtype, safety_checker=None, requires_safety_checker=False, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         where = "on disk" if folder.is_dir() else "on disk, nor could it be had from the hub"
         raise BadModel(f"{name!r} could not be loaded {where}: {first_line(error)}") from error
@@ -116,7 +122,9 @@ def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str 
         except (SafetensorError, OSError) as error:
             raise BadModel(f"{path} is cut off or damaged ({first_line(error)}). Copy it again.") from error
         if not any(k.startswith("model.diffusion_model.") for k in keys):
-            raise BadModel(f"{path} holds no Stable-Diffusion checkpoint (no key 'model.diffusion_model...'); its first key is {keys[:1]}")
+            raise BadModel(
+                f"{path} holds no Stable-Diffusion checkpoint (no key 'model.diffusion_model...'); its first key is {keys[:1]}"
+            )
         xl = any(k.startswith("conditioner.embedders.1.") for k in keys)
     elif not allow_pickle:
         raise BadModel(f"{path} is no model file: give a .safetensors checkpoint, a diffusers folder or a hub id")
@@ -141,7 +149,9 @@ def adapt(pipe: Any, name: str, device: str | torch.device, world: World | None 
     words, size = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
     if words < size // 2 or words > size:
         # transformers makes a two-word tokenizer out of an empty folder without a word of warning
-        raise BadModel(f"the tokenizer of {name} knows {words} tokens, its text encoder {size}: tokenizer files are missing")
+        raise BadModel(
+            f"the tokenizer of {name} knows {words} tokens, its text encoder {size}: tokenizer files are missing"
+        )
     return UNetModel(pipe.to(device), name, world, **options)
 
 
@@ -153,7 +163,9 @@ def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:
     from ..zoo.emoji import world
 
     if not (world.WEIGHTS / "model_index.json").is_file():
-        raise BadModel("this installation holds no emoji weights. Reinstall expunge, or make them: python -m expunge.zoo.emoji all")
+        raise BadModel(
+            "this installation holds no emoji weights. Reinstall expunge, or make them: python -m expunge.zoo.emoji all"
+        )
     pipe = pretrained(str(world.WEIGHTS), dtype, allow_pickle=False)
     # fused attention's backward is a third of a training step on CPU, and the pictures are too small to gain from it
     pipe.unet.set_attn_processor(AttnProcessor())

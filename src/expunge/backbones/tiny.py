@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..kernel.model import Sampling
@@ -14,7 +20,9 @@ from .unet import UNetModel
 
 def tokenizer(window: int = 16) -> CLIPTokenizer:
     """Return a byte-level CLIP tokenizer: every character is a token."""
-    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))] + [chr(256 + i) for i in range(68)]
+    letters = [chr(i) for i in (*range(33, 127), *range(161, 173), *range(174, 256))] + [
+        chr(256 + i) for i in range(68)
+    ]
     vocabulary = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={t: i for i, t in enumerate(vocabulary)}, merges=[], model_max_length=window)
 
@@ -56,7 +64,7 @@ def scheduler(prediction: str) -> DDIMScheduler:
 def pipeline(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> StableDiffusionPipeline:
     """Return an untrained Stable-Diffusion-type pipeline."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return StableDiffusionPipeline(
             unet=denoiser(cross_attention_dim=16).eval(), vae=autoencoder().eval(), tokenizer=tokenizer(window),
             text_encoder=CLIPTextModel(text_config(window)).eval(), scheduler=scheduler(prediction),
@@ -67,9 +75,12 @@ def pipeline(prediction: str = "v_prediction", seed: int = 0, window: int = 16) 
 def xl_pipeline(seed: int = 0, window: int = 16) -> StableDiffusionXLPipeline:
     """Return an untrained pipeline with two text encoders and SDXL's size conditions."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         unet = denoiser(
-            cross_attention_dim=32, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=40
+            cross_attention_dim=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=40,
         )
         config = text_config(window)
         return StableDiffusionXLPipeline(

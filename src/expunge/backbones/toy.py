@@ -52,8 +52,6 @@ class Gaussian(nn.Module):
 class ToyModel(Model):
     """The Gaussian world as a Model."""
 
-    world = None
-
     def __init__(self, kind: Kind = "eps") -> None:
         self.name, self.sampling = "toy", Sampling(steps=10, guidance=1.0, size=4)
         if kind == "flow":

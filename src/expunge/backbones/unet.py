@@ -22,7 +22,9 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "cross-attention": lambda n: "attn2." in n,
     "self-attention": lambda n: "attn1." in n,
     "text-readers": lambda n: "attn2.to_k." in n or "attn2.to_v." in n,
-    "no-cross-attention": lambda n: "attn2." not in n and not n.startswith(("conv_out", "conv_norm_out", "time_embedding")),
+    "no-cross-attention": lambda n: (
+        "attn2." not in n and not n.startswith(("conv_out", "conv_norm_out", "time_embedding"))
+    ),
 }
 
 
@@ -53,9 +55,13 @@ class UNetModel(Model):
         unet = pipe.unet
         kind = PREDICTION.get(pipe.scheduler.config.prediction_type)
         if kind is None:
-            raise Unsupported(f"prediction type {pipe.scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION)}")
+            raise Unsupported(
+                f"prediction type {pipe.scheduler.config.prediction_type!r}; known: {', '.join(PREDICTION)}"
+            )
         side = unet.config.sample_size
-        self.denoiser = Denoiser(unet, path_of(pipe.scheduler), kind, call, (unet.config.in_channels, side, side), GROUPS)
+        self.denoiser = Denoiser(
+            unet, path_of(pipe.scheduler), kind, call, (unet.config.in_channels, side, side), GROUPS
+        )
         self.sampling = sampling or Sampling(steps=50, guidance=7.5, size=side * pipe.vae_scale_factor)
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):
@@ -73,7 +79,9 @@ class UNetModel(Model):
         """Return tokens (b, n, d) and, for SDXL, pooled text (b, p) and sizes (b, 6)."""
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if self.xl:
-            tokens, _, pooled, _ = self.pipe.encode_prompt(prompts, device=self.device, do_classifier_free_guidance=False)
+            tokens, _, pooled, _ = self.pipe.encode_prompt(
+                prompts, device=self.device, do_classifier_free_guidance=False
+            )
             side = float(self.sampling.size)
             sizes = torch.tensor([[side, side, 0.0, 0.0, side, side]], device=self.device, dtype=tokens.dtype)
             return Condition(tokens, {"text_embeds": pooled, "time_ids": sizes.expand(len(tokens), -1)})

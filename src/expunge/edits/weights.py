@@ -48,7 +48,9 @@ class WeightEdit:
         live = parameters(model)
         unknown = [k for k in self.values if k not in live or live[k].shape != self.values[k].shape]
         if unknown:
-            raise BadEdit(f"the edit has {len(unknown)} tensors that this model lacks or shapes otherwise, first {unknown[0]!r}")
+            raise BadEdit(
+                f"the edit has {len(unknown)} tensors that this model lacks or shapes otherwise, first {unknown[0]!r}"
+            )
         before = {k: live[k].detach().clone() for k in self.values}
         with overwritten(live, self.values, before):
             yield model

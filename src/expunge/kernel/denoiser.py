@@ -55,10 +55,14 @@ class Denoiser:
         if group not in self.groups:
             allowed = ", ".join(self.groups)
             kind = type(self.module).__name__
-            raise EmptySelection(f"group {group!r} is not known for {kind}. Groups here: {allowed}.{nearest(group, self.groups)}")
+            raise EmptySelection(
+                f"group {group!r} is not known for {kind}. Groups here: {allowed}.{nearest(group, self.groups)}"
+            )
         names = [n for n, _ in self.module.named_parameters() if self.groups[group](n)]
         if not names:
-            raise EmptySelection(f"group {group!r} selects no weight of this {type(self.module).__name__}. Use another group.")
+            raise EmptySelection(
+                f"group {group!r} selects no weight of this {type(self.module).__name__}. Use another group."
+            )
         return names
 
     def unlock(self, group: str, rank: int = 0, generator: torch.Generator | None = None) -> Student:

@@ -23,7 +23,13 @@ class Descent:
     """
 
     def __init__(
-        self, weights: Weights, lr: float, *, weight_decay: float = 0.0, clip: float = 0.0, mask: Mapping[str, Tensor] | None = None
+        self,
+        weights: Weights,
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        clip: float = 0.0,
+        mask: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.weights, self.clip, self.mask = dict(weights), clip, mask
         self.adam = torch.optim.AdamW(self.weights.values(), lr, weight_decay=weight_decay)

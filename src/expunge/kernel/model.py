@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..concept import World
 from .condition import Condition
 from .denoiser import Denoiser
 
@@ -30,12 +31,14 @@ class Model(ABC):
         name: what `expunge.load` was given.
         denoiser: the network that methods train.
         sampling: default sampling settings.
+        world: what the model can draw, where that is known (the shipped ones).
         reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
     """
 
     name: str
     denoiser: Denoiser
     sampling: Sampling
+    world: World | None = None
     reads_text: bool = True
     _hash: str | None = None
 

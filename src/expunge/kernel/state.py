@@ -55,6 +55,9 @@ class State:
 
     def steps(self, n: int) -> Iterator[int]:
         """Yield the indices of the updates still to do, of n."""
+        if self.saved:
+            # a fit may draw while it builds its objects, before the first update
+            self.generator.set_state(self.saved["generator"])
         for i in range(self.index + 1, n):
             self.index = i
             yield i

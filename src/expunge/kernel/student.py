@@ -28,7 +28,9 @@ class Student:
         rank: 0 for the weights themselves, else the rank of an additive factorisation of every matrix.
     """
 
-    def __init__(self, module: nn.Module, names: list[str], rank: int = 0, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, names: list[str], rank: int = 0, generator: torch.Generator | None = None
+    ) -> None:
         self.module, self.names, self.rank = module, names, rank
         self.adapters: dict[str, LowRank] = {}
         if rank:

@@ -13,6 +13,7 @@ Reference   Heusel et al. 2017, arXiv:1706.08500; Binkowski et al. 2018, arXiv:1
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -42,7 +43,8 @@ def fid(base: Tensor, edited: Tensor) -> float | None:
     """Return the Fréchet distance between feature sets (n, d) and (m, d); None with fewer than two usable rows."""
     from torchmetrics.image.fid import FrechetInceptionDistance  # noqa: PLC0415 (slow to import)
 
-    return _compare(FrechetInceptionDistance(feature=Given(base.shape[1])), base, edited)
+    value = _compare(FrechetInceptionDistance(feature=Given(base.shape[1])), base, edited)
+    return None if value is None else max(0.0, value)  # rounding leaves -1e-8 for equal sets
 
 
 def kid(base: Tensor, edited: Tensor) -> float | None:
@@ -53,7 +55,11 @@ def kid(base: Tensor, edited: Tensor) -> float | None:
     if size < MIN_PICTURES:
         return None
     # one subset of everything: the estimator is unbiased at any n, subsets would only add noise
-    return _compare(KernelInceptionDistance(feature=Given(base.shape[1]), subsets=1, subset_size=size), base, edited)
+    with warnings.catch_warnings():
+        # features of a few hundred pictures are small
+        warnings.filterwarnings("ignore", message=".*will save all extracted features")
+        metric = KernelInceptionDistance(feature=Given(base.shape[1]), subsets=1, subset_size=size)
+    return _compare(metric, base, edited)
 
 
 def _compare(metric: Any, base: Tensor, edited: Tensor) -> float | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..errors import BadModel
 from ..judges.panel import Judged
 from ..protocols import PictureSpec, Protocol
 from ..records import Card, Score
@@ -44,7 +45,15 @@ def outcomes(
         objects: the judge's names of objects.
         styles: its names of styles.
         kind: "object" or "style", whichever is erased.
+
+    Raises:
+        BadModel: the judge has no class of a name that was asked for.
     """
+    strange = [s.object for s in specs if s.object not in objects] + [
+        s.style for s in specs if s.style not in (None, *styles)
+    ]
+    if strange:
+        raise BadModel(f"the judge knows no {strange[0]!r}: it was trained for another world. Reinstall expunge.")
     reading = judged.reading
     rows = torch.arange(len(specs))
     wanted = torch.tensor([objects.index(s.object) for s in specs])

@@ -21,7 +21,8 @@ HERE = Path(__file__).parent
 
 # kinds of concept whose pictures are veiled until the reader asks for them
 SENSITIVE_KINDS = frozenset({"person"})
-MOST_PAIRS = 24
+# what a reader can take in; the rest is counted, and lies in the run folder
+MOST_PAIRS, MOST_NEIGHBOURS, MOST_SENTENCES = 24, 24, 12
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def build(runs: Sequence[Run], *, sensitive: bool | None = None) -> str:
         plane=_trusted(plots.plane(points, "plane")) if points else "",
         plotted=[s for s in sections if _point(s) is not None],
         versions=sorted({s.run.card.version for s in sections}),
-        metrics=words.METRICS,
+        most_neighbours=MOST_NEIGHBOURS,
+        most_sentences=MOST_SENTENCES,
         w=words,
     )
 
@@ -207,7 +209,6 @@ def _entry(doc: str, title: str) -> str:
     for line in doc.splitlines():
         if line[:1].strip():
             inside = line.startswith(f"{title} ")
-            line = line.removeprefix(title)
         if inside:
-            found.append(line.strip())
+            found.append(line.removeprefix(title).strip())
     return " ".join(found).strip()

@@ -1,4 +1,4 @@
-"""Figures as inline SVG. Colours become CSS variables, so that a figure follows the page's colour scheme and prints well.
+"""Figures as inline SVG. Colours become CSS variables, so that a figure follows the page's scheme and prints well.
 
 No text of a run enters a figure (legends are HTML, which the template escapes): only numbers and our own words.
 """
@@ -24,7 +24,7 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", ACCENT: "--accent",
 }
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (7, 2, 1.5, 2)), (0, (3, 3)), (0, (9, 3)))
 
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "expunge",  # and the same figure the same bytes
     "font.size": 13,
@@ -64,8 +64,8 @@ class Point:
 def plane(points: Sequence[Point], name: str) -> str:
     """Draw erasure against retention; `name` makes the ids of this figure unique in the page."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.1, 4.5), layout="constrained")
-        ax = figure.subplots()
+        figure = Figure(figsize=(6.1, 4.5))
+        ax = figure.add_axes((0.115, 0.125, 0.865, 0.86))
         ax.grid(visible=True)
         ax.set_axisbelow(True)
         for p in points:
@@ -83,7 +83,13 @@ def plane(points: Sequence[Point], name: str) -> str:
             )
             if len(points) > 1:
                 ax.annotate(
-                    p.label, (100 * p.x, 100 * p.y), color=PAPER, ha="center", va="center_baseline", fontsize=11, zorder=6
+                    p.label,
+                    (100 * p.x, 100 * p.y),
+                    color=PAPER,
+                    ha="center",
+                    va="center_baseline",
+                    fontsize=11,
+                    zorder=6,
                 )
         if len(points) == 1:
             _note(ax, "edited", (points[0].x, points[0].y), ACCENT)
@@ -102,8 +108,8 @@ def plane(points: Sequence[Point], name: str) -> str:
 def losses(curves: Mapping[str, Sequence[float]], steps: int, name: str) -> str:
     """Draw each term of the loss over the updates, in the order and with the strokes of the HTML legend."""
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.1, 2.9), layout="constrained")
-        ax = figure.subplots()
+        figure = Figure(figsize=(6.1, 2.9))
+        ax = figure.add_axes((0.15, 0.19, 0.83, 0.78))
         ax.grid(visible=True, axis="y")
         ax.set_axisbelow(True)
         for i, values in enumerate(curves.values()):
@@ -157,7 +163,8 @@ def _note(ax: Any, text: str, at: tuple[float, float], colour: str) -> None:
 
 def _svg(figure: Figure, name: str) -> str:
     out = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    canvas: Any = FigureCanvasSVG(figure)  # untyped
+    canvas.print_svg(out, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -167,5 +174,7 @@ def _svg(figure: Figure, name: str) -> str:
     # two figures in one page must not share ids
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1)
+    svg = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', svg, count=1
+    )
     return re.sub(r"\s*\n\s*", "\n", svg).replace("xlink:href", "href").strip()

@@ -74,10 +74,8 @@ def span(low: float | None, high: float | None, form: str = "rate") -> str:
 
 def plain(x: float) -> str:
     """Spell a number with three or four significant digits."""
-    if x == 0 or 0.001 <= abs(x) < 100_000:
-        text = f"{x:.4g}" if abs(x) < 1000 else f"{x:,.0f}"
-    else:
-        text = f"{x:.2e}"
+    usual = x == 0 or 0.001 <= abs(x) < 100_000
+    text = f"{x:.2e}" if not usual else f"{x:.4g}" if abs(x) < 1000 else f"{x:,.0f}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -214,7 +212,7 @@ def _domains(card: Card) -> tuple[str, str]:
 def _kept(label: str, score: Score | None) -> str:
     if score is None or score.value is None:
         return ""
-    was = "" if score.base is None else f"{percent(score.base)} \N{RIGHTWARDS ARROW} "
+    was = "" if score.base is None else f"{percent(score.base)}{NBSP}\N{RIGHTWARDS ARROW}{NBSP}"
     return f"{label} {was}{percent(score.value)}"
 
 
@@ -283,7 +281,7 @@ def _degenerate(by: Mapping[str, Score]) -> list[str]:
     for name, what in (("degenerate_target", "Degenerate target pictures"), ("degenerate", "Degenerate pictures")):
         s = by.get(name)
         if s and s.value is not None and s.base is not None and s.value - s.base >= DEGENERATE_RISE:
-            found.append(f"{what} rose from {percent(s.base)} to {percent(s.value)}: in part this is damage, not erasure.")
+            found.append(f"{what} rose from {percent(s.base)} to {percent(s.value)}: in part this is damage.")
     # the target's own rise says it more exactly
     return found[:1]
 
@@ -294,4 +292,4 @@ def _hurt(run: Contents) -> list[str]:
         return [] if run.neighbours else ["Damage to the concept's neighbours was not measured."]
     names = listed([n.name for n in hurt], 4)
     noun = "neighbour" if len(hurt) == 1 else "neighbours"
-    return [f"{len(hurt)} {noun} lost at least {100 * HURT:.0f} points of the judge's trust: {names}."]
+    return [f"{len(hurt)} {noun} lost {100 * HURT:.0f} points or more: {names}."]

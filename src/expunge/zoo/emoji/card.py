@@ -37,7 +37,9 @@ def measure(work: Path, folder: Path) -> tuple[dict[str, Any], Tensor]:
     """Measure the pipeline in `folder` by the second judge, and the autoencoder; return figures and pictures."""
     pictures = Pictures(work)
     drawn = json.loads((folder / "drawn.json").read_text())
-    model = adapt(pretrained(str(folder), torch.float32, allow_pickle=False), "emoji", "cpu", sampling=Sampling(20, 5.0, 64))
+    model = adapt(
+        pretrained(str(folder), torch.float32, allow_pickle=False), "emoji", "cpu", sampling=Sampling(20, 5.0, 64)
+    )
     images = draw_all(model, drawn)
     judge = load_judge(work / "judge-b.safetensors")
     reading = judge.read(images)
@@ -48,7 +50,9 @@ def measure(work: Path, folder: Path) -> tuple[dict[str, Any], Tensor]:
     for name, hits in (("object", reading.object == wanted), ("style", reading.style == style)):
         k = int(hits.sum())
         figures[f"{name}_top1"] = [k / n, *wilson(k, n)]
-    figures["style_top1_by_style"] = {s: ((reading.style == style)[style == i]).float().mean().item() for i, s in enumerate(STYLES)}
+    figures["style_top1_by_style"] = {
+        s: ((reading.style == style)[style == i]).float().mean().item() for i, s in enumerate(STYLES)
+    }
     _, figures["vae_psnr_db"] = vae.measure(AutoencoderKL.from_pretrained(work / "vae").eval(), pictures)
     figures["judges"] = {w: load_judge(work / f"judge-{w}.safetensors").accuracy for w in ("a", "b")}
     return figures, images

@@ -29,11 +29,16 @@ class Towers(nn.Module):
 
     def __init__(self, text_width: int) -> None:
         super().__init__()
-        torch.random.default_generator.manual_seed(3)
+        torch.default_generator.manual_seed(3)
         self.vision = CLIPVisionModelWithProjection(
             CLIPVisionConfig(
-                image_size=64, patch_size=8, hidden_size=160, intermediate_size=480, num_hidden_layers=4,
-                num_attention_heads=5, projection_dim=WIDTH,
+                image_size=64,
+                patch_size=8,
+                hidden_size=160,
+                intermediate_size=480,
+                num_hidden_layers=4,
+                num_attention_heads=5,
+                projection_dim=WIDTH,
             )  # fmt: skip
         )
         self.text_projection = nn.Linear(text_width, WIDTH, bias=False)
@@ -60,18 +65,34 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
         pair = torch.randperm(len(objects) * len(STYLES), generator=rng)[:n]
         o, s = objects[pair // len(STYLES)], pair % len(STYLES)
         b = torch.randint(len(BACKGROUNDS), (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.5)
-        captions = [text.caption(pictures.entries[i], j, k, dice) for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)]
-        ids = words(captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt").input_ids
+        captions = [
+            text.caption(pictures.entries[i], j, k, dice)
+            for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)
+        ]
+        ids = words(
+            captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt"
+        ).input_ids
         with torch.no_grad():
             return pictures.draw(o, s, b, rng), reader(ids).pooler_output
 
     def update(step: int, rng: torch.Generator) -> Tensor:
         x, pooled = batch(BATCH, random.Random(step), rng)
-        logits = towers.images(x) @ F.normalize(towers.text_projection(pooled), dim=-1).T * towers.scale.exp().clamp(max=100)
+        logits = (
+            towers.images(x) @ F.normalize(towers.text_projection(pooled), dim=-1).T * towers.scale.exp().clamp(max=100)
+        )
         labels = torch.arange(len(x))
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
-    loop("clip", work, steps, {"towers": towers, "ema": ema}, optimizer, lambda i: cosine(i, steps), update, after=ema.update)
+    loop(
+        "clip",
+        work,
+        steps,
+        {"towers": towers, "ema": ema},
+        optimizer,
+        lambda i: cosine(i, steps),
+        update,
+        after=ema.update,
+    )
     ema.copy_to_modules()
     towers.eval()
     with torch.no_grad():
@@ -80,4 +101,4 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
     accuracy = (found == torch.arange(256)).float().mean().item()
     towers.half().vision.save_pretrained(folder / "clip")
     save_file({"weight": towers.text_projection.weight.detach()}, folder / "clip" / "text_projection.safetensors")
-    print(f"clip: {accuracy:.1%} of 256 pictures find their own caption among 256")  # noqa: T201
+    print(f"clip: {accuracy:.1%} of 256 pictures find their own caption among 256")

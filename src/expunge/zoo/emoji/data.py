@@ -137,7 +137,9 @@ def build(work: Path) -> None:
     (work / "objects.json").write_text(text)
     (HERE / "objects.json").write_text(text + "\n")
     np.save(work / "apart.npy", apart[keep])
-    tqdm.write(f"{len(wanted)} candidates, {len(stack)} in all styles, {len(keep)} kept, closest {apart[keep].min():.3f}")
+    tqdm.write(
+        f"{len(wanted)} candidates, {len(stack)} in all styles, {len(keep)} kept, closest {apart[keep].min():.3f}"
+    )
 
 
 def unique_synonyms(entries: list[dict[str, Any]]) -> None:

@@ -32,15 +32,25 @@ def caption(entry: Entry, style: int, background: int, rng: random.Random) -> st
 def tokenizer(entries: Sequence[Entry]) -> CLIPTokenizer:
     """Train a byte-pair encoding on the world's words, in CLIP's form (lower case, `</w>` ends a word)."""
     words = [w for e in entries for w in (e["name"], *e["synonyms"])]
-    corpus = [t.format(o=w, s=s, b=b).lower() for w in words for t in TEMPLATES for s in STYLES for b in list(BACKGROUNDS)[:1]]
+    corpus = [
+        t.format(o=w, s=s, b=b).lower() for w in words for t in TEMPLATES for s in STYLES for b in list(BACKGROUNDS)[:1]
+    ]
     corpus += [f"on a {b} background" for b in BACKGROUNDS for _ in range(2000)]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - 2, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=VOCABULARY - 2,
+        min_frequency=2,
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     learned = json.loads(bpe.to_str())["model"]
@@ -54,11 +64,18 @@ def tokenizer(entries: Sequence[Entry]) -> CLIPTokenizer:
 
 def encoder(words: CLIPTokenizer) -> CLIPTextModel:
     """Build the untrained text encoder."""
-    torch.random.default_generator.manual_seed(1)
+    torch.default_generator.manual_seed(1)
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=len(words), hidden_size=WIDTH, intermediate_size=512, num_attention_heads=6, num_hidden_layers=3,
-            max_position_embeddings=WINDOW, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
-            pad_token_id=len(words) - 1, projection_dim=128,
+            vocab_size=len(words),
+            hidden_size=WIDTH,
+            intermediate_size=512,
+            num_attention_heads=6,
+            num_hidden_layers=3,
+            max_position_embeddings=WINDOW,
+            bos_token_id=len(words) - 2,
+            eos_token_id=len(words) - 1,
+            pad_token_id=len(words) - 1,
+            projection_dim=128,
         )  # fmt: skip
     )

@@ -17,14 +17,14 @@ from . import text
 from .training import Ema, Pictures, cosine, generator, loop
 from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, STYLES
 
-BATCH = 48
+BATCH = 32
 AUGMENTATIONS = 24  # encoded a picture: half on white, half on a random colour
 DROP = 0.1  # share of empty captions, for classifier-free guidance
 
 
 def network() -> UNet2DConditionModel:
     """Build the untrained U-Net. Attention at 8x8 and 4x4 only: at 16x16 it costs more than it gives."""
-    torch.random.default_generator.manual_seed(2)
+    torch.default_generator.manual_seed(2)
     unet = UNet2DConditionModel(
         sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(48, 96, 192),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -73,7 +73,7 @@ def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderK
     return out
 
 
-def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1.2e-3, name: str = "unet") -> None:
+def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, name: str = "unet") -> None:
     """Train U-Net and text encoder and save the pipeline to `work/pipeline` (averaged weights)."""
     pictures = Pictures(work)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
@@ -90,10 +90,14 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1.2e-3,
         i = torch.randint(len(data["o"]), (BATCH,), generator=rng)
         dice = random.Random(step)
         captions = [
-            "" if dice.random() < DROP else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
+            ""
+            if dice.random() < DROP
+            else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
             for j in i.tolist()
         ]
-        ids = words(captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt").input_ids
+        ids = words(
+            captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt"
+        ).input_ids
         x0 = data["z"][i].float()
         eps = torch.randn(x0.shape, generator=rng)
         t = torch.randint(len(alpha_bar), (BATCH,), generator=rng)

@@ -22,7 +22,7 @@ DETAIL = 0.1  # weight of the absolute error, which keeps edges crisper than the
 
 def network() -> AutoencoderKL:
     """Build the untrained autoencoder."""
-    torch.random.default_generator.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     return AutoencoderKL(
         block_out_channels=(24, 48, 96),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -63,7 +63,7 @@ def train(work: Path, steps: int = 6000, lr: float = 2e-3) -> None:
     scale, psnr = measure(vae, pictures)
     vae.register_to_config(scaling_factor=scale)
     vae.save_pretrained(work / "vae")
-    print(f"vae: PSNR {psnr:.2f} dB on 512 fresh augmentations, scaling factor {scale:.4f}")  # noqa: T201
+    print(f"vae: PSNR {psnr:.2f} dB on 512 fresh augmentations, scaling factor {scale:.4f}")
 
 
 @torch.no_grad()
