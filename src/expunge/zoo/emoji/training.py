@@ -78,10 +78,12 @@ class Ema:
     def update(self) -> None:
         self.n += 1
         decay = min(self.decay, self.n / (self.n + 10))
+        live, mean = [], []
         for module, shadow in zip(self.modules, self.shadow, strict=True):
-            for k, v in module.state_dict().items():
-                if v.is_floating_point():
-                    shadow[k].lerp_(v, 1 - decay)
+            for k, p in module.named_parameters():
+                live.append(p)
+                mean.append(shadow[k])
+        torch._foreach_lerp_(mean, live, 1 - decay)
 
     def copy_to_modules(self) -> None:
         for module, shadow in zip(self.modules, self.shadow, strict=True):

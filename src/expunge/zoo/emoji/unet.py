@@ -83,7 +83,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
     unet, reader, noise = network(), text.encoder(words).train(), scheduler()
     alpha_bar = noise.alphas_cumprod
     groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = Ema(unet, reader, decay=0.999)
 
     def update(step: int, rng: torch.Generator) -> Tensor:
