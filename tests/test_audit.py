@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expunge.audit import asked, audit, cache_root, shown
+from expunge.audit import asked, audit, shown
 from expunge.concept import Concept, World
 from expunge.errors import BadEdit, BadModel, BadRun, StorageError, Unsupported
 from expunge.judges.classifier import Reading
@@ -15,6 +15,7 @@ from expunge.judges.panel import Panel
 from expunge.kernel.condition import Condition
 from expunge.protocols import METRICS, PROTOCOLS, PictureSpec
 from expunge.records import Card, Run
+from expunge.storage import cache_root
 
 STYLES = tuple(f"s{i}" for i in range(4))
 OBJECTS = tuple(f"thing {chr(97 + i)}" for i in range(20))
@@ -95,10 +96,31 @@ NOISE = Change(lambda thing, style: (45 if thing == C else thing, style))
 BROKEN = Change(lambda thing, style: (math.inf if thing == C else thing, style))
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Return a cache that tests share; what the cache itself does is tested on `fresh`."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+def run(tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(drawn))
     return new_run(tmp_path / "run", Concept(TARGET))
+
+
+@pytest.fixture
+def fresh(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    return run
+
+
+@pytest.fixture(scope="module")
+def perfect(tmp_path_factory, drawn):
+    """Return the folder and the scores of one audit of the perfect edit."""
+    folder = new_run(tmp_path_factory.mktemp("perfect") / "run", Concept(TARGET))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPUNGE_CACHE", str(drawn))
+        return folder, prove(folder, PERFECT)
 
 
 def new_run(folder, *concepts):
@@ -126,8 +148,8 @@ def test_an_edit_that_does_nothing(run):
     assert s["perceptual"].value == pytest.approx(0, abs=1e-9)
 
 
-def test_a_perfect_edit(run):
-    s = prove(run, PERFECT)
+def test_a_perfect_edit(perfect):
+    _, s = perfect
     assert (s["ua"].value, s["ira"].value, s["cra"].value, s["h"].value) == (1.0, 1.0, 1.0, 1.0)
     assert s["ua"].base == 0.0
     assert s["ua"].p < 1e-10
@@ -154,8 +176,8 @@ def test_a_picture_that_cannot_be_scored_is_an_error_never_a_success(run):
     assert {r["edited"]["object"] for r in rows} == {None}
 
 
-def test_without_a_clip_model_the_score_is_an_error(run):
-    score = prove(run, PERFECT)["clip_score"]
+def test_without_a_clip_model_the_score_is_an_error(perfect):
+    score = perfect[1]["clip_score"]
     assert (score.value, score.n) == (None, 0)
     assert score.errors > 0
 
@@ -173,8 +195,8 @@ def test_damage_finds_the_hurt_neighbour(run):
     assert {r["name"] for r in nearest_two} == {"thing b", "thing d"}
 
 
-def test_the_run_folder_afterwards(run):
-    prove(run, PERFECT)
+def test_the_run_folder_afterwards(perfect):
+    run, _ = perfect
     opened = Run.open(run)
     assert [s.metric for s in opened.scores] == list(METRICS)
     assert {s.protocol for s in opened.scores} == {"emoji-v1"}
@@ -189,33 +211,33 @@ def test_the_run_folder_afterwards(run):
     assert (first["base"]["object"], first["edited"]["object"]) == (TARGET, OBJECTS[0])
 
 
-def test_the_second_audit_makes_no_base_pictures(run, tmp_path):
+def test_the_second_audit_makes_no_base_pictures(fresh, tmp_path):
     first = Painter()
-    scores = prove(run, PERFECT, first)
-    n = len(Run.open(run).outcomes)
+    scores = prove(fresh, PERFECT, first)
+    n = len(Run.open(fresh).outcomes)
     assert first.painted == 2 * n
     second = Painter()
-    assert prove(run, PERFECT, second) == scores
+    assert prove(fresh, PERFECT, second) == scores
     assert second.painted == n
     other = Painter()
     prove(new_run(tmp_path / "other", Concept("thing k")), PERFECT, other)
     assert n < other.painted < 2 * n
 
 
-def test_a_damaged_or_foreign_cache_is_not_trusted(run):
-    prove(run, PERFECT)
-    n = len(Run.open(run).outcomes)
+def test_a_damaged_or_foreign_cache_is_not_trusted(fresh):
+    prove(fresh, PERFECT)
+    n = len(Run.open(fresh).outcomes)
     files = sorted(cache_root().rglob("*.png"))
     assert len(files) == n
     files[0].write_bytes(files[0].read_bytes()[:40])
     files[1].write_bytes(b"")
     again = Painter()
-    assert prove(run, PERFECT, again)["ua"].value == 1.0
+    assert prove(fresh, PERFECT, again)["ua"].value == 1.0
     assert again.painted == n + 2
     renamed = Painter()
     renamed.hash = "e" * 64
-    Run.open(run).write_card(replace(Run.open(run).card, base_hash="e" * 64))
-    prove(run, PERFECT, renamed)
+    Run.open(fresh).write_card(replace(Run.open(fresh).card, base_hash="e" * 64))
+    prove(fresh, PERFECT, renamed)
     assert renamed.painted == 2 * n
 
 
@@ -226,19 +248,19 @@ def test_a_cache_that_cannot_be_written_costs_time_only(run, tmp_path, monkeypat
         assert prove(run, PERFECT)["ua"].value == 1.0
 
 
-def test_broken_base_pictures_are_not_kept(run):
+def test_broken_base_pictures_are_not_kept(fresh):
     class Faulty(Painter):
         def generate(self, prompts, **how):
             return super().generate(prompts, **how) * torch.nan
 
-    s = prove(run, NOTHING, Faulty())
+    s = prove(fresh, NOTHING, Faulty())
     assert s["ira"].n == 0
     assert s["fid"].value is None
     assert not list(cache_root().rglob("*.png"))
 
 
-def test_a_style_is_judged_by_its_style(tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+def test_a_style_is_judged_by_its_style(tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(drawn))
     run = new_run(tmp_path / "run", Concept("s1", kind="style"))
     s = prove(run, Change(lambda thing, style: (thing, 0 if style == 1 else style)))
     assert (s["ua"].value, s["ira"].value, s["cra"].value) == (1.0, 1.0, 1.0)
@@ -247,8 +269,8 @@ def test_a_style_is_judged_by_its_style(tmp_path, monkeypatch):
     assert {r["name"] for r in Run.open(run).neighbours} == set(STYLES) - {"s1"}
 
 
-def test_several_targets_are_each_their_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+def test_several_targets_are_each_their_own(tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(drawn))
     run = new_run(tmp_path / "run", Concept(TARGET), Concept("thing d"))
     assert prove(run, PERFECT)["ua"].value == 0.5
 
@@ -263,10 +285,10 @@ def test_mixed_kinds_are_refused():
         asked(new_card(Concept(TARGET), Concept("s1", kind="style")), WORLD)
 
 
-def test_progress_counts_pictures(run):
+def test_progress_counts_pictures(fresh):
     seen = []
-    prove(run, PERFECT, progress=lambda *step: seen.append(step))
-    n = len(Run.open(run).outcomes)
+    prove(fresh, PERFECT, progress=lambda *step: seen.append(step))
+    n = len(Run.open(fresh).outcomes)
     assert seen[0] == ("base pictures", 0, n)
     assert ("base pictures", n, n) in seen
     assert seen[-1] == ("edited pictures", n, n)
@@ -296,14 +318,14 @@ def test_a_judge_that_does_not_know_the_world_is_refused(run):
         audit(run, model=Painter(), edit=PERFECT, panel=Panel(Small(), Reader()))
 
 
-def test_a_full_disk_leaves_no_scores(run, monkeypatch):
+def test_a_full_disk_leaves_no_scores(fresh, monkeypatch):
     def full(path, data):
         raise StorageError("disk full")
 
     monkeypatch.setattr("expunge.audit.write_atomic", full)
     with pytest.warns(UserWarning, match="not kept"), pytest.raises(StorageError):
-        prove(run, PERFECT)
-    assert not Run.open(run).scores
+        prove(fresh, PERFECT)
+    assert not Run.open(fresh).scores
 
 
 def test_shown_pairs_are_targets_then_the_most_damaged_then_others():

@@ -53,6 +53,20 @@ def test_other_files_round_trip(run: Run) -> None:
     assert len(run.outcomes) == 2
 
 
+@pytest.mark.parametrize("broken", ['{"role": "tar', "3", "\x00"])
+def test_a_broken_line_is_told_with_its_number(run: Run, broken: str) -> None:
+    # a line separator that JSON does not escape and `splitlines` would cut at
+    run.write_outcomes([{"prompt": "a\u2028b"}])
+    assert run.outcomes == [{"prompt": "a\u2028b"}]
+    path = run.folder / "outcomes.jsonl"
+    path.write_text(path.read_text() + f"\n{broken}\n")
+    with pytest.raises(BadRun, match=r"outcomes\.jsonl, line 3, .*expunge audit"):
+        _ = run.outcomes
+    path.write_bytes(b"\xff")
+    with pytest.raises(BadRun, match=r"outcomes\.jsonl cannot be read"):
+        _ = run.outcomes
+
+
 def test_refusals_say_what_is_missing(run: Run, tmp_path: Path) -> None:
     with pytest.raises(BadRun, match="no such folder"):
         Run.open(tmp_path / "nowhere")

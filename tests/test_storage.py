@@ -6,7 +6,9 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import torch
@@ -55,6 +57,21 @@ def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert os.listdir(tmp_path) == []
+
+
+def test_two_threads_write_the_same_file_without_meeting(tmp_path: Path) -> None:
+    path, both_wrote = tmp_path / "a", Barrier(2, timeout=20)
+
+    def write(text: str) -> str:
+        with replacing(path) as temp:
+            temp.write_text(text)
+            both_wrote.wait()
+            return temp.read_text()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(write, ("one", "two"))) == ["one", "two"]
+    assert path.read_text() in ("one", "two")
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_nan_is_no_json(tmp_path: Path) -> None:

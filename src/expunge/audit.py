@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -34,7 +33,7 @@ from .protocols import PictureSpec
 from .protocols import Protocol as Rules
 from .protocols import protocol as find_protocol
 from .records import SAMPLES, Card, Json, Run, Score
-from .storage import write_atomic
+from .storage import cache_root, write_atomic
 
 BATCH = 32  # pictures between two writes of the cache, and between two ticks of the progress bar
 SHOWN = 8  # picture pairs of each role in samples/
@@ -192,11 +191,6 @@ def draw(model: Subject, rules: Rules, specs: Sequence[PictureSpec], done: Calla
         parts.append(rounded.where(images.isfinite(), torch.nan))
         done(i + len(part))
     return torch.cat(parts)
-
-
-def cache_root() -> Path:
-    """Return the folder where pictures of base models are kept."""
-    return Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge")
 
 
 def cached(model: Subject, rules: Rules, spec: PictureSpec) -> Path:

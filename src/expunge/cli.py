@@ -241,10 +241,8 @@ def methods(as_json: AsJson = False) -> None:
     from .methods import describe, names
 
     found = [describe(name) for name in names()]
-    if as_json:
-        typer.echo(json.dumps(found, indent=1))
-        return
-    typer.echo("\n".join(line for m in found for line in terminal.method(m)))
+    text = "\n".join(line for m in found for line in terminal.method(m))
+    typer.echo(json.dumps(found, indent=1) if as_json else text)
 
 
 @app.command()

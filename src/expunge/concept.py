@@ -15,6 +15,7 @@ from .errors import ConceptError, near
 
 Kind = Literal["object", "style", "person", "class"]
 KINDS: tuple[str, ...] = get_args(Kind)
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 # where no world gives templates: plain, then as people write prompts; "{c}" the concept, "{x}" a context
 OBJECT_TEMPLATES = ("{c}", "a picture of {c}", "a photo of {c}", "{c}, {x}", "a {x} of {c}")
@@ -71,8 +72,9 @@ class Concept:
         names: all the names that stand for it (default: the name).
         anchor: what prompts of the concept shall draw instead; "" lets the method choose.
         keep: concepts to retain explicitly.
-        images: folder of pictures of it, for methods that learn from pictures.
-        embedding: `.safetensors` file of a textual-inversion token; `name` is then the token's placeholder.
+        images: folder of pictures of it. Prompts then hold a soft token found by inverting them instead of its words,
+            unless the method learns from pictures itself; `name` may be any label.
+        embedding: `.safetensors` file of a textual-inversion token, read in place of the words; wins over `images`.
         synonyms: further words, beside those that the model's world knows.
         templates: prompts with "{c}" for the concept and, if wanted, "{x}" for a context; default: the world's.
     """
@@ -108,6 +110,12 @@ class Concept:
     def prompts(self, world: World | None = None) -> tuple[str, ...]:
         """Return the distribution of prompts that the words stand for, in a fixed order."""
         return tuple(p for p, _ in self._pairs(world))
+
+    def bare(self, world: World | None = None) -> tuple[str, ...]:
+        """Return the prompts of the name that say nothing else: for pictures whose contexts are not known."""
+        templates, _ = _forms(world, self.kind == "style")
+        found = [_fill(t, self.name, "") for t in self.templates or templates if "{x}" not in t]
+        return tuple(dict.fromkeys(found)) or (self.name,)
 
     def anchors(self, world: World | None = None) -> tuple[str, ...]:
         """Return, for each of `prompts`, the same prompt with the anchor in place of the concept ("" without one)."""
@@ -175,6 +183,11 @@ class Concept:
         for label, path in (("images", self.images), ("embedding", self.embedding)):
             if path is not None and not path.exists():
                 raise ConceptError(f"{label} of {self.name!r}: there is nothing at {path}.")
+        if self.embedding is not None and self.embedding.suffix.lower() in PICKLES:
+            raise ConceptError(
+                f"{self.embedding} is a pickled embedding, which can run any code when it is read. Convert it to "
+                ".safetensors."
+            )
         known = self.resolved(world)
         if world is not None and self.images is None and self.embedding is None:
             known._check_known(world)

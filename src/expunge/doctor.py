@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .storage import cache_root
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchmetrics", "pydantic", "typer", "jinja2")
 
 
-def cache() -> Path:
-    """Return the folder where pictures of base models are kept between audits."""
-    return Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge")
-
-
 def examine() -> dict[str, Any]:
     """Return versions, devices, memory, disk, cache, shipped weights and missing extras, as plain data."""
-    folder = cache()
+    folder = cache_root()
     there = next(p for p in (folder, *folder.parents) if p.exists())
     return {
         "expunge": __version__,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import __version__, checkpoint
+from . import __version__, checkpoint, tokens
 from .concept import Concept, Targets
 from .edits import Edit, LowRankEdit, load_edit
 from .errors import BadModel, BadRun, ConceptError, Diverged, NeedsError, PromptCut, SettingError, Unsupported
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .kernel.model import Model
     from .methods.base import Method
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 LARGEST_SEED = 2**63 - 1
 
 Progress = Callable[[Step], None]
@@ -82,7 +81,11 @@ def erase(
         need_space(out, _bytes_needed(model, request["settings"]))
     drive = _Drive(request, model.name, out, save_every, saved, progress)
     try:
-        edit = drive.run(model, targets, method, seed)
+        began = time.monotonic()
+        with tokens.spoken(model, targets, method, request, out, progress) as spoken:
+            _warn_cut(model, spoken)
+            drive.before = time.monotonic() - began
+            edit = drive.run(model, spoken, method, seed)
     finally:
         model.lock()
         if model.fingerprint() != request["base_hash"]:
@@ -222,12 +225,12 @@ def _prepare(model: Model, concept: Concept | Iterable[Concept], method: Method,
     targets = _once([c.resolve(model.world, without=words) for c in concepts])
     _check_clashes(known)
     _check_needs(model, known, method)
+    tokens.check(model, known, method)
     if model.fingerprint() != model.hash:
         raise BadModel(
             f"the weights of {model.name!r} are not those it was loaded with: an edit is applied, or it was trained. "
             "Leave the `with edit.on(model):` block, or load the model again."
         )
-    _warn_cut(model, targets)
     return targets
 
 
@@ -257,9 +260,9 @@ def _check_needs(model: Model, concepts: list[Concept], method: Method) -> None:
     if needs.text and not model.reads_text:
         raise NeedsError(f"{name} needs a text encoder, and {model.name!r} has none. Choose a method for such models.")
     for c in concepts if needs.images else ():
-        if c.images is None or not any(p.suffix.lower() in PICTURES for p in c.images.iterdir()):
+        if c.images is None or not tokens.files(c.images):
             raise NeedsError(
-                f"{name} needs pictures of {c.name!r}. Give a folder of them ({', '.join(sorted(PICTURES))}): "
+                f"{name} needs pictures of {c.name!r}. Give a folder of them ({', '.join(sorted(tokens.PICTURES))}): "
                 "Concept(images=...) or --images DIR."
             )
     if needs.sae and not _settings(method).get("sae"):
@@ -280,7 +283,7 @@ def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
                 f"{len(cut)} of {len(target.prompts)} prompts of {target.concept.name!r} are longer than the text "
                 f"encoder's window. Of {prompt!r} the model does not see {lost!r}.",
                 PromptCut,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -328,8 +331,8 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
     if (out / CARD).exists():
         card = Run.open(out).card
         if card.status == "complete":
-            former = {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
-            _check_same(out, former, request)
+            done = {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
+            _check_same(out, done, request)
             # killed between the last two writes of a run that was whole
             (out / CHECKPOINT).unlink(missing_ok=True)
             return out / EDIT
@@ -337,7 +340,10 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
         saved = checkpoint.load(out / CHECKPOINT)
         _check_same(out, saved["request"], request)
         return saved
-    if any(out.iterdir()):
+    if (former := tokens.former(out)) is not None:
+        # killed between an inversion and the first checkpoint
+        _check_same(out, former, request)
+    elif any(out.iterdir()):
         raise BadRun(f"{out} holds files but no interrupted run ({CHECKPOINT} is missing). Choose another folder.")
     return None
 

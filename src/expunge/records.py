@@ -12,7 +12,7 @@ samples/index.json   picture pairs, the PNGs beside it, and sheet.png
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -103,8 +103,9 @@ class Score:
         value: the number; None when nothing could be scored.
         low: lower end of the 95 % interval, None where the metric has none.
         high: upper end.
-        n: pictures that were scored.
-        errors: pictures that could not be scored; never a success.
+        n: pictures that were scored; those that could not be are not in it.
+        errors: pictures that could not be scored. A rate is over n + errors, and errors count against the edit; a mean
+            or a distance is over the n alone.
         base: the same number for the base model.
         p: two-sided p-value of the paired difference from the base.
     """
@@ -204,9 +205,13 @@ class Run:
 
     @property
     def outcomes(self) -> list[Json]:
-        """Rows of outcomes.jsonl, one a picture pair."""
+        """Rows of outcomes.jsonl, one a picture pair; empty before the first audit.
+
+        Raises:
+            BadRun: a line is broken, with its number.
+        """
         path = self.folder / OUTCOMES
-        return [json.loads(line) for line in path.read_text().splitlines() if line] if path.is_file() else []
+        return list(_lines(path)) if path.is_file() else []
 
     def write_card(self, card: Card) -> None:
         """Write the card."""
@@ -264,6 +269,26 @@ def thin(values: Sequence[float], most: int = MOST_LOSSES) -> list[float]:
     if n <= most:
         return list(values)
     return [values[round(i * (n - 1) / (most - 1))] for i in range(most)]
+
+
+def _lines(path: Path) -> Iterator[Json]:
+    """Yield the objects of a file of JSON lines."""
+    mend = "Audit the run again: `expunge audit` writes the file anew."
+    try:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise BadRun(f"{path} cannot be read: {error}. {mend}") from error
+    # not splitlines: a prompt may hold one of the rarer line ends, which JSON leaves as they are
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise BadRun(f"{path}, line {number}, is broken: {error}. {mend}") from error
+        if not isinstance(row, dict):
+            raise BadRun(f"{path}, line {number}, holds no JSON object: {line[:40]!r}. {mend}")
+        yield row
 
 
 def _read(cls: type[R], data: Mapping[str, Any]) -> R:

@@ -16,6 +16,11 @@ from .errors import StorageError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def cache_root() -> Path:
+    """Return the folder where pictures of base models are kept between audits."""
+    return Path(os.environ.get("EXPUNGE_CACHE") or Path.home() / ".cache" / "expunge")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on success it becomes `path`, on failure it is removed.
@@ -28,7 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: when the disk is full or the folder cannot be written.
     """
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # a process's id alone would be shared by its threads, and by machines that share the disk
+    temp = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from expunge.backbones import load, tiny
+from expunge.backbones import adapt, load, not_about_a_cut, tiny
 from expunge.errors import BadModel, Unsupported
 
 
@@ -136,3 +137,26 @@ def test_prompt_longer_than_the_window_is_named() -> None:
     [(prompt, cut)] = model.clipped(["abcdefghijklmnopqrstuvwxyz", "short"])
     assert prompt.startswith("abc")
     assert cut == "opqrstuvwxyz"
+
+
+def test_a_cut_prompt_is_not_logged_a_second_time() -> None:
+    """`PromptCut` tells it; diffusers' own line says the same and cannot be filtered as a warning can."""
+    heard: list[str] = []
+    log = logging.getLogger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
+    ear = logging.Handler()
+    ear.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    level = log.level
+    log.addHandler(ear)
+    log.setLevel(logging.WARNING)
+    try:
+        model = tiny.model(window=16)
+        log.removeFilter(not_about_a_cut)
+        model.encode("abcdefghijklmnopqrstuvwxyz")
+        assert len(heard) == 1
+        adapt(model.pipe, "tiny", "cpu").encode("abcdefghijklmnopqrstuvwxyz")
+        assert len(heard) == 1
+        log.warning("The scheduler has changed")
+        assert heard[1:] == ["The scheduler has changed"]
+    finally:
+        log.removeHandler(ear)
+        log.setLevel(level)

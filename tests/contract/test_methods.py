@@ -57,7 +57,7 @@ def test_same_seed_same_edit(name: str, backbone: str) -> None:
     build, method = MODELS[backbone], short(name)
     one, two, other = (erase(build(), CONCEPT, method, seed=s).tensors() for s in (0, 0, 1))
     assert all(torch.equal(one[k], two[k]) for k in one)
-    # a closed form draws nothing, and in the Gaussian world two Adam steps see the sign of a gradient that x_t does not enter
+    # a closed form draws nothing; in the Gaussian world two Adam steps see a gradient's sign, and x_t does not enter it
     if "steps" in {f.name for f in fields(method)} and backbone.startswith("unet"):
         assert any(not torch.equal(one[k], other[k]) for k in one)
 

@@ -35,9 +35,14 @@ def test_edit_of_another_base_is_refused(edit: WeightEdit) -> None:
 
 def test_base_comes_back_after_an_error_inside(edit: WeightEdit) -> None:
     model = tiny.model()
-    with pytest.raises(KeyError), edit.on(model):
-        assert model.fingerprint() != model.hash
-        raise KeyError
+
+    def fail_inside() -> None:
+        with edit.on(model):
+            assert model.fingerprint() != model.hash
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
     assert model.fingerprint() == model.hash
 
 

@@ -19,7 +19,10 @@ def bank(model: toy.ToyModel, state: State, prompts: tuple[str, ...] = ("red",),
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_noise_level_equals_the_schedules(kind: Kind) -> None:
-    """In the Gaussian world x_t at time t has variance (alpha s)^2 + sigma^2 and mean alpha mu: published samplers are bins off."""
+    """In the Gaussian world x_t at time t has variance (alpha s)^2 + sigma^2 and mean alpha mu.
+
+    Published samplers are bins off.
+    """
     model = toy.model(kind)
     source = bank(model, State(0), rollouts=400, batch=8000, steps=20)
     x_t, t, _ = source.draw()

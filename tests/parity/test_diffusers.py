@@ -51,7 +51,7 @@ def test_sampler_equals_flow_matching_euler() -> None:
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(20)
     times = scheduler.timesteps.clone()
-    path = Path.straight(lambda n: times)
+    path = Path.straight(lambda _: times)
     model.denoiser.path = model.network.path = path
     c, x = model.encode(["red cat", "bomb"]), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     ours = generate(model.denoiser, c, model.encode(""), x, steps=20, guidance=1.0)

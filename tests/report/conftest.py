@@ -56,7 +56,7 @@ def scores(ua: float = 47 / 48, ira: float = 0.925, protocol: str = "emoji-v1") 
     return [
         score("ua", ua, max(0.0, ua - 0.088), min(1.0, ua + 0.017), 48, base=2 / 48, p=1e-10),
         score("ira", ira, ira - 0.052, ira + 0.031, 160, base=0.94375, p=0.38),
-        score("cra", 0.975, 0.937, 0.99, 160, errors=2, base=0.98125, p=0.72),
+        score("cra", 0.975, 0.937, 0.99, 158, errors=2, base=0.98125, p=0.72),
         score("h", 3 / (1 / ua + 1 / ira + 1 / 0.975), 0.91, 0.981, 208, base=0.12),
         score("clip_score", 0.3121, 0.3068, 0.3174, 160, base=0.3158, p=0.041),
         score("fid", 12.63, None, None, 160),

@@ -55,8 +55,10 @@ def test_sentence_of_a_style_names_the_domains_the_other_way_round(contents):
 
 def test_unscored_pictures_are_not_counted_as_recognised(contents):
     # 3 of 48 are no success, two of them because nothing could be read
-    said = words.sentence(with_score(contents, "ua", value=45 / 48, errors=2))
-    assert "in 1 of 48 after (2 could not be scored)" in said
+    said = words.sentence(with_score(contents, "ua", value=45 / 48, n=46, errors=2))
+    assert "in 46 of 48 pictures before, in 1 of 48 after (2 could not be scored)" in said.replace(N, " ")
+    said = words.sentence(with_score(contents, "ua", value=0.0, n=0, errors=48))
+    assert "in 46 of 48 pictures before, in 0 of 48 after (48 could not be scored)" in said.replace(N, " ")
 
 
 def test_sentence_without_a_base_makes_no_comparison(contents):
@@ -112,7 +114,7 @@ def test_no_audit_is_no_verdict(contents):
 
 
 def test_nothing_scored_is_no_verdict(contents):
-    empty = with_score(contents, "ua", value=None, low=None, high=None, n=48, errors=48)
+    empty = with_score(contents, "ua", value=None, low=None, high=None, n=0, errors=48)
     assert words.verdict(empty).level == "unknown"
     assert "none of its 48 pictures could be scored" in words.sentence(empty)
 

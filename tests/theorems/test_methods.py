@@ -1,4 +1,4 @@
-"""What each method provably converges to, in the world where the optimum is known. Each effect has its *before* check."""
+"""What each method provably converges to, in the world whose optimum is known. Each effect has its *before* check."""
 
 from __future__ import annotations
 

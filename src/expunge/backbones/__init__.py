@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,20 @@ def load(
     path = Path(name)
     if path.suffix in PICKLES and not allow_pickle:
         raise BadModel(
-            f"{name} is a pickled checkpoint, which can run any code when it is read. Convert it to .safetensors, or pass "
-            "allow_pickle=True (--allow-pickle) if you trust its source."
+            f"{name} is a pickled checkpoint, which can run any code when it is read. Convert it to .safetensors, or "
+            "pass allow_pickle=True (--allow-pickle) if you trust its source."
         )
     if path.is_file():
         return adapt(single_file(path, dtype, allow_pickle, config), name, device)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise BadModel(
-            f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with pipe.save_pretrained."
+            f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with "
+            "pipe.save_pretrained."
         )
     if not path.exists() and (path.is_absolute() or path.suffix or name.startswith(".") or name.count("/") != 1):
         raise BadModel(
-            f"there is no model at {name!r}.{nearest(name, SHIPPED)} Give 'emoji', a diffusers folder, a hub id or a file."
+            f"there is no model at {name!r}.{nearest(name, SHIPPED)} Give 'emoji', a diffusers folder, a hub id or a "
+            "file."
         )
     return adapt(pretrained(name, dtype, allow_pickle), name, device)
 
@@ -123,7 +126,8 @@ def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str 
             raise BadModel(f"{path} is cut off or damaged ({first_line(error)}). Copy it again.") from error
         if not any(k.startswith("model.diffusion_model.") for k in keys):
             raise BadModel(
-                f"{path} holds no Stable-Diffusion checkpoint (no key 'model.diffusion_model...'); its first key is {keys[:1]}"
+                f"{path} holds no Stable-Diffusion checkpoint (no key 'model.diffusion_model...'); its first key is "
+                f"{keys[:1]}"
             )
         xl = any(k.startswith("conditioner.embedders.1.") for k in keys)
     elif not allow_pickle:
@@ -134,8 +138,8 @@ def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str 
         return pipeline.from_single_file(str(path), dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise BadModel(
-            f"{path} could not be loaded: {first_line(error)}. Without a network, pass config=FOLDER, a diffusers folder of the "
-            "same family (its configuration and tokenizer are used)."
+            f"{path} could not be loaded: {first_line(error)}. Without a network, pass config=FOLDER, a diffusers "
+            "folder of the same family (its configuration and tokenizer are used)."
         ) from error
 
 
@@ -152,7 +156,19 @@ def adapt(pipe: Any, name: str, device: str | torch.device, world: World | None 
         raise BadModel(
             f"the tokenizer of {name} knows {words} tokens, its text encoder {size}: tokenizer files are missing"
         )
+    quiet(pipe)
     return UNetModel(pipe.to(device), name, world, **options)
+
+
+def quiet(pipe: Any) -> None:
+    """Keep a pipeline from logging that a prompt was cut: `PromptCut` says so already, once and through `warnings`."""
+    # the same function every time, so that a second pipeline of a class adds nothing
+    logging.getLogger(type(pipe).__module__).addFilter(not_about_a_cut)
+
+
+def not_about_a_cut(record: logging.LogRecord) -> bool:
+    """Return whether a log record is about anything else than a prompt that was cut."""
+    return not record.getMessage().startswith("The following part of your input was truncated")
 
 
 def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:

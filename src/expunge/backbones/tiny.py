@@ -1,4 +1,4 @@
-"""A tiny random Stable-Diffusion-type pipeline, built from configs in a moment: for tests, examples and trying things out."""
+"""A tiny random Stable-Diffusion-type pipeline, built from configs in a moment: for tests, examples and first tries."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..kernel.model import Sampling
+from . import quiet
 from .unet import UNetModel
 
 
@@ -39,8 +40,8 @@ def text_config(window: int) -> CLIPTextConfig:
 def autoencoder() -> AutoencoderKL:
     """Return an untrained autoencoder, 16x16 pictures to 8x8 latents."""
     return AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, norm_num_groups=4, sample_size=16,
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, sample_size=16,
     )  # fmt: skip
 
 
@@ -92,7 +93,9 @@ def xl_pipeline(seed: int = 0, window: int = 16) -> StableDiffusionXLPipeline:
 
 def model(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> UNetModel:
     """Return the tiny pipeline as a Model."""
-    return UNetModel(pipeline(prediction, seed, window), "tiny", sampling=Sampling(steps=4, guidance=3.0, size=16))
+    pipe = pipeline(prediction, seed, window)
+    quiet(pipe)
+    return UNetModel(pipe, "tiny", sampling=Sampling(steps=4, guidance=3.0, size=16))
 
 
 def save(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:

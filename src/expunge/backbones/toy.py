@@ -60,7 +60,7 @@ class ToyModel(Model):
             betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
             path = Path.discrete((1 - betas).cumprod(0), lambda n: torch.linspace(999, 999 // n, n).long(), 1.0)
         groups: dict[str, Callable[[str], bool]] = {
-            "all": lambda n: True,
+            "all": lambda _: True,
             "cross-attention": lambda n: n == "to_mean.weight",
             "text-readers": lambda n: n == "to_mean.weight",
         }
@@ -94,7 +94,7 @@ class ToyModel(Model):
         steps: int | None = None,
         guidance: float | None = None,
         negative: str | None = None,
-        batch: int = 32,
+        batch: int = 32,  # noqa: ARG002 (every Model takes it; here a batch of any size is nothing)
         progress: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Return one picture per (prompt, seed) pair by this package's own sampler."""

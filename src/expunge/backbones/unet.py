@@ -15,10 +15,11 @@ from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling
 from ..kernel.path import PREDICTION, Path
+from .text import ClipText
 
 # Names as the papers use them; ESD-x trains "cross-attention", ESD-u "no-cross-attention" (arXiv:2303.07345, section 4)
 GROUPS: dict[str, Callable[[str], bool]] = {
-    "all": lambda n: True,
+    "all": lambda _: True,
     "cross-attention": lambda n: "attn2." in n,
     "self-attention": lambda n: "attn1." in n,
     "text-readers": lambda n: "attn2.to_k." in n or "attn2.to_v." in n,
@@ -52,6 +53,7 @@ class UNetModel(Model):
     def __init__(self, pipe: Any, name: str, world: World | None = None, sampling: Sampling | None = None) -> None:
         self.pipe, self.name, self.world = pipe, name, world
         self.xl = "text_encoder_2" in pipe.components
+        self.text = self.soft = ClipText(pipe)
         unet = pipe.unet
         kind = PREDICTION.get(pipe.scheduler.config.prediction_type)
         if kind is None:
@@ -74,10 +76,12 @@ class UNetModel(Model):
         device: torch.device = self.pipe.unet.device
         return device
 
-    @torch.no_grad()
     def encode(self, prompts: str | Sequence[str]) -> Condition:
         """Return tokens (b, n, d) and, for SDXL, pooled text (b, p) and sizes (b, 6)."""
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        with torch.set_grad_enabled(self.soft.trained and torch.is_grad_enabled()):
+            return self._encode([prompts] if isinstance(prompts, str) else list(prompts))
+
+    def _encode(self, prompts: list[str]) -> Condition:
         if self.xl:
             tokens, _, pooled, _ = self.pipe.encode_prompt(
                 prompts, device=self.device, do_classifier_free_guidance=False
@@ -93,7 +97,7 @@ class UNetModel(Model):
         tokenizer = self.pipe.tokenizer
         out = []
         for prompt in prompts:
-            ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+            ids = tokenizer(self.soft.spelled(prompt), truncation=False, verbose=False).input_ids
             if len(ids) > tokenizer.model_max_length:
                 out.append((prompt, tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])))
         return out

@@ -26,8 +26,9 @@ def check_base(card: Card | None, model: Model) -> None:
     """Raise BadEdit unless the model is the one the edit was made for."""
     if card is not None and card.base_hash != model.hash:
         raise BadEdit(
-            f"this edit was made for {card.model!r} with weights {card.base_hash[:12]}, the model here ({model.name!r}) has "
-            f"{model.hash[:12]}. Load the base it was made for, or run `expunge erase` on this one."
+            f"this edit was made for {card.model!r} with weights {card.base_hash[:12]}, the model here "
+            f"({model.name!r}) has {model.hash[:12]}. Load the base it was made for, or run "
+            "`expunge erase` on this one."
         )
 
 

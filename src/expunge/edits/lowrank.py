@@ -62,7 +62,9 @@ class LowRankEdit:
         write(path, self.tensors(), self.kind, self.card)
 
     def export_lora(self, folder: Path) -> list[Path]:
-        """Write the update as LoRA files: diffusers' (`pipe.load_lora_weights(folder)`) and kohya's, which ComfyUI reads too.
+        """Write the update as LoRA files.
+
+        One for diffusers (`pipe.load_lora_weights(folder)`), one in kohya's format, which ComfyUI reads too.
 
         Returns:
             The files, diffusers' first.

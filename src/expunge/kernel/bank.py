@@ -25,8 +25,9 @@ class Bank:
     """Latents on the sampling trajectories of a prompt distribution.
 
     The published loops roll out a fresh trajectory for every update and keep one latent of it, about 25 guided network
-    calls for one sample. Here every latent of a rollout is used, `reuse` times, before the next rollout. Times are jittered
-    within a sampling step, once a trajectory, so that all times are visited while each latent stays exactly at its own.
+    calls for one sample. Here every latent of a rollout is used, `reuse` times, before the next rollout. Times are
+    jittered within a sampling step, once a trajectory, so that all times are visited while each latent stays exactly at
+    its own.
 
     Args:
         denoiser: gives path, parameterisation and latent shape.
@@ -88,9 +89,10 @@ class Bank:
         self.order = torch.cat([torch.randperm(m, generator=self.generator) for _ in range(self.reuse)])
 
     def jittered(self, u: Tensor) -> Tensor:
-        """Return one schedule a trajectory, (steps, b): each time lowered by the share u (b,) of the way to the next.
+        """Return one schedule a trajectory, (steps, b).
 
-        The first stays where it is: a rollout begins at the sampler's own first time, which is where pure noise belongs.
+        Each time is lowered by the share u (b,) of the way to the next. The first stays where it is: a rollout
+        begins at the sampler's own first time, which is where pure noise belongs.
         """
         grid = self.denoiser.path.grid(self.sampling)
         following = torch.cat([grid[1:], grid.new_zeros(1)])

@@ -15,7 +15,8 @@ class Condition:
 
     Attributes:
         tokens: prompt encodings, shape (b, n, d).
-        extra: further tensors with the same first axis, by the name the network knows them by (SDXL: pooled text, sizes).
+        extra: further tensors with the same first axis, by the name the network knows them by (SDXL: pooled text,
+            sizes).
     """
 
     tokens: Tensor

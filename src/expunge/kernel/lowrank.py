@@ -29,7 +29,7 @@ class LowRank(nn.Module):
         """Forward hook of the layer."""
         x = args[0].to(self.down.dtype)
         if isinstance(layer, nn.Conv2d):
-            h = F.conv2d(x, self.down, None, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+            h = F.conv2d(x, self.down, None, layer.stride, layer.padding, layer.dilation)
             return out + F.conv2d(h, self.up).to(out.dtype)
         return out + F.linear(F.linear(x, self.down), self.up).to(out.dtype)
 

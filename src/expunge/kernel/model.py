@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,33 @@ class Sampling:
     size: int
 
 
+# a soft token: text encoder, by component name -> its vectors (k, d); k may differ between encoders
+Vectors = Mapping[str, Tensor]
+
+
+class Text(ABC):
+    """Soft tokens: words that are vectors instead of entries of the vocabulary (textual inversion)."""
+
+    @property
+    @abstractmethod
+    def widths(self) -> dict[str, int]:
+        """Return the width d of a token's vector, by text encoder."""
+
+    @abstractmethod
+    def embedding(self, words: str = "") -> dict[str, Tensor]:
+        """Return the vectors (n, d) of the tokens of some words, of the whole vocabulary for none, by text encoder."""
+
+    @abstractmethod
+    def tokens(self, soft: Mapping[str, Vectors]) -> AbstractContextManager[None]:
+        """Let prompts hold placeholders that are read as these vectors; no weight changes, and no trace is left.
+
+        While vectors require a gradient, `Model.encode` passes it on to them.
+
+        Raises:
+            ConceptError: a placeholder is a word of the vocabulary.
+        """
+
+
 class Model(ABC):
     """What every method, metric and attack sees.
 
@@ -31,6 +59,7 @@ class Model(ABC):
         name: what `expunge.load` was given.
         denoiser: the network that methods train.
         sampling: default sampling settings.
+        text: soft tokens, where its text encoders can read them.
         world: what the model can draw, where that is known (the shipped ones).
         reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
     """
@@ -38,6 +67,7 @@ class Model(ABC):
     name: str
     denoiser: Denoiser
     sampling: Sampling
+    text: Text | None = None
     world: World | None = None
     reads_text: bool = True
     _hash: str | None = None
@@ -49,7 +79,7 @@ class Model(ABC):
 
     @abstractmethod
     def encode(self, prompts: str | Sequence[str]) -> Condition:
-        """Return the conditions of one prompt or several, without gradient."""
+        """Return the conditions of one prompt or several, without gradient but to soft tokens that require it."""
 
     @abstractmethod
     def clipped(self, prompts: Sequence[str]) -> list[tuple[str, str]]:

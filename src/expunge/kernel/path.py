@@ -1,7 +1,8 @@
 """Noise paths and the four parameterisations of a denoiser.
 
-A path mixes data and noise, `x_t = alpha x0 + sigma eps`. Every network output is linear in the two, `out = a x0 + b eps`,
-so one 2x2 solve turns any output into both (the table of `rows`). Times are the network's own (0 to 999 for Stable Diffusion).
+A path mixes data and noise, `x_t = alpha x0 + sigma eps`. Every network output is linear in the two,
+`out = a x0 + b eps`, so one 2x2 solve turns any output into both (the table of `rows`). Times are the network's own
+(0 to 999 for Stable Diffusion).
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def x0_and_eps(kind: Kind, x_t: Tensor, out: Tensor, alpha: Tensor, sigma: Tenso
     det = alpha * b - sigma * a
     if bool((det == 0).any()):
         raise Unsupported(
-            f"the {kind} prediction says nothing at this noise level (alpha {alpha.min():.3g}, sigma {sigma.max():.3g}). "
-            "A schedule with zero terminal signal needs a v or flow network."
+            f"the {kind} prediction says nothing at this noise level (alpha {alpha.min():.3g}, "
+            f"sigma {sigma.max():.3g}). A schedule with zero terminal signal needs a v or flow network."
         )
     return (b * x_t - sigma * out) / det, (alpha * out - a * x_t) / det
 

@@ -16,7 +16,10 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def guided(predict: Predict, c: Condition, null: Condition, scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return `e_0 + s (e_c - e_0)` as a function of (x_t, t); s = 1 means no guidance and costs one call, else two in one batch."""
+    """Return `e_0 + s (e_c - e_0)` as a function of (x_t, t).
+
+    s = 1 means no guidance and costs one call, else two in one batch.
+    """
 
     def e(x_t: Tensor, t: Tensor) -> Tensor:
         n = len(x_t)

@@ -12,8 +12,11 @@ import torch
 class Stateful(Protocol):
     """An object whose state can be taken and put back."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Put a state back."""
 
 
 T = TypeVar("T", bound=Stateful)

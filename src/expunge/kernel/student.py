@@ -57,7 +57,8 @@ class Student:
     def using(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Run the network with other values of the group. Only without gradient.
 
-        Gradients through swapped weights are silently wrong for convolutions and norms, so this refuses to be asked for them.
+        Gradients through swapped weights are silently wrong for convolutions and norms, so this refuses to be asked for
+        them.
         """
         if torch.is_grad_enabled():
             raise RuntimeError("weights can be swapped only under torch.no_grad()")

@@ -65,7 +65,6 @@ def section(doc: str, title: str) -> str:
     for line in doc.split("\n"):
         if line and not line[0].isspace():
             inside = line.split(None, 1)[0] == title
-            line = line.removeprefix(title)
         if inside:
-            lines.append(line)
+            lines.append(line.removeprefix(title))
     return "\n".join(lines).strip()

@@ -70,7 +70,8 @@ class ESD:
             "bank",
             Bank(
                 e_theta, e_theta, c, null, state,
-                batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse,
+                batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
+                reuse=self.reuse,
             ),
         )  # fmt: skip
         for i in state.steps(self.steps):

@@ -6,8 +6,8 @@ exponential moving average of the student, which also samples the training laten
     L(theta) = E || e_theta(x_t, t, c_i) - sg[ e_theta(x_t, t, a) ] ||^2                                    (Eq. 5)
     theta_ema <- m theta_ema + (1 - m) theta
 
-with a = null in the paper. Several concepts take turns. The paper never ties the unconditional prediction to the original
-network, and it drifts; `anchor` adds || e_theta(x_t, t, null) - e(x_t, t, null) ||^2 (ours, 0 is the paper).
+with a = null in the paper. Several concepts take turns. The paper never ties the unconditional prediction to the
+original network, and it drifts; `anchor` adds || e_theta(x_t, t, null) - e(x_t, t, null) ||^2 (ours, 0 is the paper).
 
 Notation    e: original network · e_theta: student · c_i: i-th concept · sg: stop-gradient · m: EMA decay
 Erases      objects, styles, several concepts at once
@@ -82,7 +82,8 @@ class SDD:
             "bank",
             Bank(
                 e_theta, average, c, null, state,
-                batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse,
+                batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
+                reuse=self.reuse,
             ),
         )  # fmt: skip
         draw = partial(torch.randint, generator=state.generator)

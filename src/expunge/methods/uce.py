@@ -1,7 +1,7 @@
 """UCE - unified concept editing.
 
-Rewrites every linear layer that reads the prompt encoding so that the concept's tokens are read as the anchor's, in closed
-form; kept concepts and, by a ridge, everything else stay.
+Rewrites every linear layer that reads the prompt encoding so that the concept's tokens are read as the anchor's, in
+closed form; kept concepts and, by a ridge, everything else stay.
 
     W* = (lambda W + sum_i v_i c_i^T) (lambda I + sum_i c_i c_i^T)^-1                                       (Eq. 7)
     erase c -> a: v = W a      keep k: v = W k
@@ -77,7 +77,7 @@ class UCE:
 
 
 def differing(c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positions (m, d) at which two batches of encodings (b, n, d) differ: before the concept's word none do."""
+    """Return the positions (m, d) where two encodings (b, n, d) differ: before the concept's word none do."""
     changed = (c - a).abs().amax(-1) > 0
     return c[changed], a[changed]
 
@@ -98,4 +98,5 @@ def solve(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """
     lam = ridge * gram.diagonal().mean()
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.linalg.solve(gram + lam * eye, weight @ (cross + lam * eye), left=False)
+    solved: Tensor = torch.linalg.solve(gram + lam * eye, weight @ (cross + lam * eye), left=False)
+    return solved

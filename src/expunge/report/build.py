@@ -6,10 +6,11 @@ import ast
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..errors import BadRun
@@ -73,10 +74,7 @@ def build(runs: Sequence[Run], *, sensitive: bool | None = None) -> str:
         raise BadRun("a report needs at least one run folder: expunge report RUN... -o report.html")
     sections = [_section(i, read(run, MOST_PAIRS), sensitive) for i, run in enumerate(runs, 1)]
     points = [p for p in map(_point, sections) if p is not None]
-    env = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return env.get_template("page.html.j2").render(
+    return _page().render(
         css=Markup((HERE / "style.css").read_text()),  # noqa: S704  (our own file)
         sections=sections,
         plane=_trusted(plots.plane(points, "plane")) if points else "",
@@ -86,6 +84,15 @@ def build(runs: Sequence[Run], *, sensitive: bool | None = None) -> str:
         most_sentences=MOST_SENTENCES,
         w=words,
     )
+
+
+@cache
+def _page() -> Template:
+    """Return the template. Kept: compiling it takes as long as filling it in."""
+    env = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return env.get_template("page.html.j2")
 
 
 def _section(number: int, run: Contents, sensitive: bool | None) -> Section:

@@ -152,11 +152,12 @@ def sentence(run: Contents) -> str:
         return "not audited yet, so nothing is known of what this edit erased or spared."
     if ua.value is None:
         return f"none of its {ua.errors} pictures could be scored, so nothing is known of this edit."
-    # a picture that could not be scored is in n and no success, yet nothing was recognised in it either
-    after = f"in {max(0, _recognised(ua.value, ua.n) - ua.errors)} of {ua.n} after"
+    # a picture that could not be scored counts as no success, yet nothing was recognised in it either
+    drawn = ua.n + ua.errors
+    after = f"in {max(0, _recognised(ua.value, drawn) - ua.errors)} of {drawn} after"
     if ua.errors:
         after += f" ({ua.errors} could not be scored)"
-    before = "" if ua.base is None else f" in {_recognised(ua.base, ua.n)} of {ua.n} pictures before,"
+    before = "" if ua.base is None else f" in {_recognised(ua.base, drawn)} of {drawn} pictures before,"
     interval = span(ua.low, ua.high)
     text = f"recognised{before} {after} (UA{NBSP}{percent(ua.value)}"
     text += f", 95{NBSP}% interval {interval})." if interval else ", no interval)."
@@ -256,7 +257,9 @@ def _widths(by: Mapping[str, Score]) -> list[str]:
             found.append(f"{name.upper()} comes without an interval.")
         elif s.high - s.low > WIDE:
             points = f"{100 * (s.high - s.low):.1f}"
-            found.append(f"The interval of {name.upper()} is {points} points wide: {s.n} pictures do not allow more.")
+            found.append(
+                f"The interval of {name.upper()} is {points} points wide: {s.n + s.errors} pictures do not allow more."
+            )
     return found
 
 

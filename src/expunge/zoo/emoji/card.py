@@ -49,7 +49,7 @@ def measure(work: Path, folder: Path) -> tuple[dict[str, Any], Tensor]:
     figures: dict[str, Any] = {"objects": len(drawn), "styles": len(STYLES), "pictures": n}
     for name, hits in (("object", reading.object == wanted), ("style", reading.style == style)):
         k = int(hits.sum())
-        figures[f"{name}_top1"] = [k / n, *wilson(k, n)]
+        figures[f"{name}_top1"] = [k / n, *(wilson(k, n) or ())]
     figures["style_top1_by_style"] = {
         s: ((reading.style == style)[style == i]).float().mean().item() for i, s in enumerate(STYLES)
     }
@@ -97,7 +97,8 @@ def text(figures: dict[str, Any], made: list[dict[str, str]], spent: dict[str, A
     lines = [
         "# The `emoji` world",
         "",
-        "A text-to-image latent diffusion model trained from scratch on openly licensed emoji, for measuring concept erasure.",
+        "A text-to-image latent diffusion model trained from scratch on openly licensed emoji, for measuring concept "
+        "erasure.",
         f"It draws {figures['objects']} objects in {figures['styles']} drawing styles, 64x64 pixels. Made by",
         "`python -m expunge.zoo.emoji all`; nothing in it was learned from photographs, people or the web.",
         "",
@@ -122,7 +123,8 @@ def text(figures: dict[str, Any], made: list[dict[str, str]], spent: dict[str, A
         "|---|---|---|---|",
         *(f"| {s['style']} | {s['package']} | {s['author']} | {s['licence']} |" for s in made),
         "",
-        "Names, groups and tags: emojibase-data (MIT). The weights learned from the drawings above, and pictures made with",
+        "Names, groups and tags: emojibase-data (MIT). The weights learned from the drawings above, and pictures made "
+        "with",
         "them may resemble those drawings: attribute the authors, and mind that OpenMoji is share-alike.",
     ]
     return "\n".join(lines) + "\n"

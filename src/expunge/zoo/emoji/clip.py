@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from . import text
-from .training import Ema, Pictures, cosine, generator, loop
-from .unet import chosen
+from .training import Ema, Pictures, chosen, cosine, generator, loop
 from .world import BACKGROUNDS, STYLES
 
 BATCH = 96
@@ -39,7 +38,7 @@ class Towers(nn.Module):
                 num_hidden_layers=4,
                 num_attention_heads=5,
                 projection_dim=WIDTH,
-            )  # fmt: skip
+            )
         )
         self.text_projection = nn.Linear(text_width, WIDTH, bias=False)
         self.scale = nn.Parameter(torch.tensor(2.7))

@@ -1,7 +1,7 @@
 """Stage `data`: eight openly licensed emoji sets, joined on code points, rendered, and thinned to distinct objects.
 
-An object is kept when it exists in all styles and when no two of its drawings are nearly the same picture (noto and blob
-share some artwork: nobody, judge or person, could tell those styles apart).
+An object is kept when it exists in all styles and when no two of its drawings are nearly the same picture (noto and
+blob share some artwork: nobody, judge or person, could tell those styles apart).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def fetch(folder: Path) -> None:
 
 def slug(label: str) -> str:
     """Turn an emoji's label into the icon sets' spelling: `Mrs. Claus` -> `mrs-claus`."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"[’'“”.]", "", label.lower())).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"[\u2019'\u201c\u201d.]", "", label.lower())).strip("-")
 
 
 def bare(code: str) -> str:
@@ -58,7 +58,7 @@ class IconSet:
         self.chars = {bare(k): v for k, v in json.loads(chars.read_text()).items()} if chars.exists() else {}
 
     def find(self, code: str, slugs: set[str]) -> str | None:
-        """Return the icon's name for a code point, by `chars.json` first and by other sets' slugs where it is silent."""
+        """Return the icon's name for a code point, by `chars.json` first, by other sets' slugs where it is silent."""
         if code in self.chars:
             return str(self.chars[code])
         return next((s for s in sorted(slugs) if s in self.icons or s in self.aliases), None)
@@ -88,7 +88,8 @@ def thumbnails(pictures: np.ndarray) -> np.ndarray:
     rgba = pictures.astype(np.float32) / 255
     rgb = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
     k = SIZE // 32
-    return rgb.reshape(*rgb.shape[:-3], 32, k, 32, k, 3).mean(axis=(-4, -2))
+    small: np.ndarray = rgb.reshape(*rgb.shape[:-3], 32, k, 32, k, 3).mean(axis=(-4, -2))
+    return small
 
 
 def distinctness(pictures: np.ndarray) -> np.ndarray:
@@ -102,7 +103,7 @@ def distinctness(pictures: np.ndarray) -> np.ndarray:
 
 
 def build(work: Path) -> None:
-    """Write `pictures.npy` (objects, styles, 128, 128, 4) and `objects.json` to `work`; the list also into the package."""
+    """Write `pictures.npy` (objects, styles, 128, 128, 4) and `objects.json` to `work`, the list to the package too."""
     fetch(work / "sets")
     sets = {s: IconSet(work / "sets" / p) for s, p in STYLES.items()}
     emojis = json.loads((work / "sets/emojibase-data/en/data.json").read_text())

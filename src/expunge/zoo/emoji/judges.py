@@ -14,7 +14,7 @@ from torch import Tensor
 
 from expunge.judges.classifier import Judge, save_judge
 
-from .training import Ema, Pictures, cosine, generator, loop
+from .training import Ema, Pictures, chosen, cosine, generator, loop
 from .world import BACKGROUNDS, STYLES
 
 BATCH = 64
@@ -49,25 +49,26 @@ def soften(images: Tensor, rng: torch.Generator) -> Tensor:
     return (images + sigma * torch.randn(images.shape, generator=rng)).clamp(0, 1)
 
 
-def draw(pictures: Pictures, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def draw(pictures: Pictures, known: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Draw n augmented renders at random, half of them on white: images, objects, styles."""
-    o = torch.randint(len(pictures.entries), (n,), generator=rng)
+    o = torch.randint(len(known), (n,), generator=rng)
     s = torch.randint(len(STYLES), (n,), generator=rng)
     b = torch.randint(len(BACKGROUNDS), (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.5)
-    return pictures.draw(o, s, b, rng), o, s
+    return pictures.draw(known[o], s, b, rng), o, s
 
 
-def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3) -> None:
+def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3, count: int = 304) -> None:
     """Train judge `which` ("a" or "b") and save it, with its measured accuracy, to `work/judge-WHICH.safetensors`."""
     pictures = Pictures(work)
+    known = torch.tensor(chosen(pictures, work, count))
     torch.default_generator.manual_seed(SEEDS[which])
-    judge = Judge(which, len(pictures.entries), len(STYLES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge.objects, judge.styles = tuple(e["name"] for e in pictures.entries), tuple(STYLES)
+    judge = Judge(which, len(known), len(STYLES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge.objects, judge.styles = tuple(pictures.entries[i]["name"] for i in known), tuple(STYLES)
     optimizer = torch.optim.AdamW(judge.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02)
     ema = Ema(judge, decay=0.998)
 
     def update(_: int, rng: torch.Generator) -> Tensor:
-        clean, o, s = draw(pictures, BATCH, rng)
+        clean, o, s = draw(pictures, known, BATCH, rng)
         half = BATCH // 2
         x = torch.cat([clean[:half], soften(clean[half:], rng)])
         objects, styles = judge(x.contiguous(memory_format=torch.channels_last))
@@ -87,20 +88,20 @@ def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3) -> None:
     )
     ema.copy_to_modules()
     judge.eval()
-    judge.accuracy = measure(judge, pictures) | {
-        f"soft_{k}": v for k, v in measure(judge, pictures, n=2048, soft=True).items()
+    judge.accuracy = measure(judge, pictures, known) | {
+        f"soft_{k}": v for k, v in measure(judge, pictures, known, n=2048, soft=True).items()
     }
     save_judge(judge, work / f"judge-{which}.safetensors", {"steps": steps, "seconds": round(seconds)})
     print(f"judge {which}: {judge.accuracy} on fresh augmentations")
 
 
 @torch.no_grad()
-def measure(judge: Judge, pictures: Pictures, n: int = 4096, *, soft: bool = False) -> dict[str, float]:
+def measure(judge: Judge, pictures: Pictures, known: Tensor, n: int = 4096, *, soft: bool = False) -> dict[str, float]:
     """Return top-1 accuracy {"object", "style"} on n augmentations unseen in training (softened ones with `soft`)."""
     hits = torch.zeros(2)
     for i, begin in enumerate(range(0, n, 128)):
         rng = generator(UNSEEN, i)
-        x, o, s = draw(pictures, min(128, n - begin), rng)
+        x, o, s = draw(pictures, known, min(128, n - begin), rng)
         reading = judge.read(soften(x, rng) if soft else x)
         hits += torch.tensor([(reading.object == o).sum(), (reading.style == s).sum()])
     return {"object": hits[0].item() / n, "style": hits[1].item() / n}

@@ -77,5 +77,5 @@ def encoder(words: CLIPTokenizer) -> CLIPTextModel:
             eos_token_id=len(words) - 1,
             pad_token_id=len(words) - 1,
             projection_dim=128,
-        )  # fmt: skip
+        )
     )

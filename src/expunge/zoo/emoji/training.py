@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .world import BACKGROUNDS, Entry
+from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, Entry
 
 CHECKPOINT_SECONDS = 120.0
 
@@ -24,8 +24,11 @@ CHECKPOINT_SECONDS = 120.0
 class Stateful(Protocol):
     """Anything a checkpoint can hold."""
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Put a state back."""
 
 
 class Pictures:
@@ -48,7 +51,9 @@ class Pictures:
         """Draw augmented pictures: scale 0.8 to 1, rotation up to 9 degrees, shifted as far as the margin allows.
 
         Args:
-            objects, styles, backgrounds: index tensors of shape (b,).
+            objects: indices into the objects, shape (b,).
+            styles: indices into the styles, shape (b,).
+            backgrounds: indices into the backgrounds, shape (b,).
             rng: source of the augmentation.
 
         Returns:
@@ -67,6 +72,13 @@ class Pictures:
         return rgba[:, :3] + (1 - rgba[:, 3:]) * ground
 
 
+def chosen(pictures: Pictures, work: Path, count: int) -> list[int]:
+    """Return the objects to train on: bench targets and their relatives, then the ones whose styles differ most."""
+    apart = np.load(work / "apart.npy")
+    first = np.array([e["name"] in (*BENCH_TARGETS, *KEPT) for e in pictures.entries])
+    return sorted(int(i) for i in np.argsort(-np.where(first, np.inf, apart), kind="stable")[:count])
+
+
 class Ema:
     """Exponential moving average of a module's floating-point state (warm-up 1/(n+1), so it never lags a young run)."""
 
@@ -76,9 +88,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the average towards the modules' present values."""
         self.n += 1
         decay = min(self.decay, self.n / (self.n + 10))
-        live, mean = [], []
+        live: list[Tensor] = []
+        mean: list[Tensor] = []
         for module, shadow in zip(self.modules, self.shadow, strict=True):
             for k, p in module.named_parameters():
                 live.append(p)
@@ -86,13 +100,16 @@ class Ema:
         torch._foreach_lerp_(mean, live, 1 - decay)
 
     def copy_to_modules(self) -> None:
+        """Put the average into the modules."""
         for module, shadow in zip(self.modules, self.shadow, strict=True):
             module.load_state_dict(shadow)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the average and the number of updates."""
         return {"n": self.n, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set both."""
         self.n, self.shadow = state["n"], state["shadow"]
 
 
@@ -132,8 +149,8 @@ def loop(
     if path.exists():
         saved = torch.load(path, weights_only=True)
         step, spent = saved["step"], saved["seconds"]
-        for key, value in {**states, "optimizer": optimizer}.items():
-            value.load_state_dict(saved[key])
+        for key, keeper in {**states, "optimizer": optimizer}.items():
+            keeper.load_state_dict(saved[key])
     start = saved_at = time.monotonic()
     mean: float | None = None
     with tqdm(total=steps, initial=step, desc=name, mininterval=15) as bar, (work / f"{name}.jsonl").open("a") as log:

@@ -6,7 +6,6 @@ import json
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
@@ -14,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import text
-from .training import Ema, Pictures, cosine, generator, loop
-from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, STYLES
+from .training import Ema, Pictures, chosen, cosine, generator, loop
+from .world import BACKGROUNDS, STYLES
 
 BATCH = 32
 AUGMENTATIONS = 24  # encoded a picture: half on white, half on a random colour
@@ -42,13 +41,6 @@ def scheduler() -> DDIMScheduler:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1, prediction_type="v_prediction", timestep_spacing="trailing",
     )  # fmt: skip
-
-
-def chosen(pictures: Pictures, work: Path, count: int) -> list[int]:
-    """Return the objects to train on: bench targets and their relatives, then the ones whose styles differ most."""
-    apart = np.load(work / "apart.npy")
-    first = np.array([e["name"] in (*BENCH_TARGETS, *KEPT) for e in pictures.entries])
-    return sorted(int(i) for i in np.argsort(-np.where(first, np.inf, apart), kind="stable")[:count])
 
 
 @torch.no_grad()
@@ -104,7 +96,8 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
         a = alpha_bar[t].sqrt()[:, None, None, None]
         s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
         out = unet(a * x0 + s * eps, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
-        return (out - (a * eps - s * x0)).square().mean()
+        loss: Tensor = (out - (a * eps - s * x0)).square().mean()
+        return loss
 
     states = {"unet": unet, "text": reader, "ema": ema}
     loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.5), update, after=ema.update)

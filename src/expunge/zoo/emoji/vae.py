@@ -49,12 +49,14 @@ def train(work: Path, steps: int = 6000, lr: float = 2e-3) -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-3)
     ema = Ema(vae, decay=0.998)
 
-    def update(step: int, rng: torch.Generator) -> Tensor:
+    def update(_step: int, rng: torch.Generator) -> Tensor:
         x = random_pictures(pictures, BATCH, rng)
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)
         y = vae.decode(z).sample
-        return F.mse_loss(y, x) + DETAIL * F.l1_loss(y, x) + KL * posterior.kl().mean() / posterior.mean[0].numel()
+        divergence = posterior.kl().mean() / posterior.mean[0].numel()
+        loss: Tensor = F.mse_loss(y, x) + DETAIL * F.l1_loss(y, x) + KL * divergence
+        return loss
 
     states = {"vae": vae, "ema": ema}
     loop("vae", work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.3), update, after=ema.update)

@@ -1,0 +1,41 @@
+"""Every method ships its paper's settings, and the command line takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge import cli, flags, methods
+from expunge.records import Run
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def test_one_recipe_a_method() -> None:
+    assert sorted(p.stem for p in RECIPES.glob("*.toml")) == sorted(methods.names())
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_recipe_is_cited_and_within_range(name: str) -> None:
+    path = RECIPES / f"{name}.toml"
+    settings = flags.recipe(path)
+    assert settings.pop("method") == name
+    built = flags.build(methods.get(name), settings)
+    assert f"arXiv:{built.paper.arxiv}" in path.read_text()
+    if "preserve" in settings and built.family != "closed form":
+        assert built.preserve == 0, "the papers' losses have no such term"
+
+
+def test_the_command_line_erases_by_a_recipe(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    short = [f"--set={s}" for s in ("steps=2", "sampling_steps=2")]
+    assert (
+        cli.main(["erase", "tiny", "--concept", "bomb", f"--recipe={RECIPES / 'esd.toml'}", *short, "--out", str(out)])
+        == 0
+    )
+    card = Run.open(out).card
+    assert (card.method, card.steps) == ("esd", 2)
+    assert {k: card.settings[k] for k in ("lr", "eta", "preserve", "batch")} == {
+        "lr": 1e-5, "eta": 1.0, "preserve": 0.0, "batch": 1
+    }  # fmt: skip
