@@ -2,8 +2,8 @@
 
     python bench/bank.py [--concepts rhinoceros,koala] [--out bench/results/bank.json] [--plot docs/img/bank.svg]
 
-ESD with its defaults but for `reuse` and `rollouts`, on objects outside the bench targets; UA and IRA by a short version
-of `emoji-v1` (24 target, 64 retained pictures), seconds of the erasure beside them.
+ESD with its defaults but for `reuse` and `rollouts`, on objects outside the bench targets; UA and IRA by a short
+version of `emoji-v1` (24 target, 64 retained pictures), seconds of the erasure beside them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def by_name(run: Run) -> dict[str, Score]:
 
 
 def row(label: str, runs: Sequence[Run]) -> str:
-    """Return one line of the table: means over targets, worst case of UA, retention relative to the base model's own."""
+    """Return one line of the table: means over targets, worst UA, retention relative to the base model's own."""
     scores = [by_name(r) for r in runs]
 
     def mean(metric: str) -> str:

@@ -135,7 +135,8 @@ def main() -> None:
             row["speedup_per_sample"] = base["seconds_per_sample"] / row["seconds_per_sample"]
             row["memory_ratio"] = row["mb_above_model"] / base["mb_above_model"]
             print(
-                f"{method} {kind}: {row['speedup_per_sample']:.1f}x a sample, {row['memory_ratio']:.2f}x memory above the model"
+                f"{method} {kind}: {row['speedup_per_sample']:.1f}x a sample, "
+                f"{row['memory_ratio']:.2f}x memory above the model"
             )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -2,8 +2,8 @@
 
     python bench/uce.py [--counts 1,10,50,100] [--out bench/results/uce.json]
 
-The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring: protocol
-`emoji-v1`'s judge, sampler and prompts; 96 pictures of erased objects and 160 of retained ones a count.
+The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring:
+protocol `emoji-v1`'s judge, sampler and prompts; 96 pictures of erased objects and 160 of retained ones a count.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class Painter:
     """Paints prompts: red tells the object, green the style, blue the seed."""
 
     def __init__(self, world=WORLD, name="painter"):
-        self.world, self.name, self.hash = world, name, "f" * 64
+        self.world, self.name, self.hash, self.painter = world, name, "f" * 64, "a" * 64
         self.painted, self.edit = 0, None
 
     def encode(self, prompts):

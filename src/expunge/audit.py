@@ -47,6 +47,7 @@ class Subject(Protocol):
 
     name: str
     world: World | None
+    painter: str
 
     @property
     def hash(self) -> str:
@@ -194,9 +195,14 @@ def draw(model: Subject, rules: Rules, specs: Sequence[PictureSpec], done: Calla
 
 
 def cached(model: Subject, rules: Rules, spec: PictureSpec) -> Path:
-    """Return where a base picture is kept: by weights, protocol, sampler, prompt and seed."""
+    """Return where a base picture is kept: by weights, autoencoder, protocol, sampler, prompt and seed."""
     key = f"{rules.steps}|{rules.guidance}|{spec.seed}|{spec.prompt}"
-    return cache_root() / model.hash / rules.id / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.png"
+    return (
+        cache_root()
+        / (model.hash[:32] + model.painter[:32])
+        / rules.id
+        / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.png"
+    )
 
 
 def base_pictures(model: Subject, rules: Rules, specs: Sequence[PictureSpec], tick: Tick) -> Tensor:

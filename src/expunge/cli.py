@@ -378,6 +378,8 @@ def main(arguments: list[str] | None = None) -> int:
     # they log through their own handlers, past Python's warnings; what matters of it we say ourselves
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # short spins: docs/dev/log.md, "Threads"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", PromptCut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from ..concept import World
 from ..errors import Unsupported
 from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
-from ..kernel.model import Model, Sampling
+from ..kernel.model import Model, Sampling, digest
 from ..kernel.path import PREDICTION, Path
 from .text import ClipText
 
@@ -69,6 +71,8 @@ class UNetModel(Model):
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
+        schedule = json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str)
+        self.painter = hashlib.sha256((digest([("vae", pipe.vae)]) + schedule).encode()).hexdigest()
 
     @property
     def device(self) -> torch.device:

@@ -61,6 +61,7 @@ class Model(ABC):
         sampling: default sampling settings.
         text: soft tokens, where its text encoders can read them.
         world: what the model can draw, where that is known (the shipped ones).
+        painter: hash of what else decides a picture and no edit touches: autoencoder, scheduler.
         reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
     """
 
@@ -70,6 +71,7 @@ class Model(ABC):
     text: Text | None = None
     world: World | None = None
     reads_text: bool = True
+    painter: str = ""
     _hash: str | None = None
 
     @property
