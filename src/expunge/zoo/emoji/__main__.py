@@ -41,12 +41,12 @@ def unet(work: Work = WORK, objects: int = 304, steps: int = 60_000, name: str =
 
 
 @app.command()
-def judges(work: Work = WORK, steps: int = 2400) -> None:
+def judges(work: Work = WORK, objects: int = 304, steps: int = 6000) -> None:
     """Train both judges on real renders."""
     from .judges import train
 
     for which in ("a", "b"):
-        train(work, which, steps)
+        train(work, which, steps, count=objects)
 
 
 @app.command()
@@ -73,7 +73,7 @@ def everything(work: Work = WORK, objects: int = 304) -> None:
         lambda: data(work),
         lambda: vae(work),
         lambda: unet(work, objects),
-        lambda: judges(work),
+        lambda: judges(work, objects),
         lambda: clip(work, objects),
         lambda: card(work),
     )
