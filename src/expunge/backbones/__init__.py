@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +184,27 @@ def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:
         raise BadModel(
             "this installation holds no emoji weights. Reinstall expunge, or make them: python -m expunge.zoo.emoji all"
         )
-    pipe = pretrained(str(world.WEIGHTS), dtype, allow_pickle=False)
+    with no_bars():
+        pipe = pretrained(str(world.WEIGHTS), dtype, allow_pickle=False)
     # fused attention's backward is a third of a training step on CPU, and the pictures are too small to gain from it
     pipe.unet.set_attn_processor(AttnProcessor())
     return adapt(pipe, "emoji", device, world.world(), sampling=Sampling(steps=20, guidance=5.0, size=64))
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep the libraries' loading bars away: the shipped model is there in a second."""
+    import diffusers.utils.logging as diffusers_log
+    import transformers.utils.logging as transformers_log
+
+    logs = [log for log in (diffusers_log, transformers_log) if log.is_progress_bar_enabled()]
+    for log in logs:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:
