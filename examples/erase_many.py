@@ -7,8 +7,8 @@ from expunge.methods.uce import UCE
 
 model = expunge.load(sys.argv[1] if len(sys.argv) > 1 else "emoji")
 unwanted = [
-    expunge.Concept("bomb", anchor="balloon", keep=("fire",)),
-    expunge.Concept("dagger", anchor="pencil"),
+    expunge.Concept("bomb", anchor="soccer ball", keep=("party popper",)),
+    expunge.Concept("dagger", anchor="tomato"),
     expunge.Concept("cigarette"),
 ]
 edit = expunge.erase(model, unwanted, UCE(), seed=0)

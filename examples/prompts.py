@@ -5,7 +5,7 @@ import expunge
 concept = expunge.Concept(
     "bomb",
     synonyms=("explosive",),
-    anchor="balloon",
+    anchor="soccer ball",
     templates=("{c}", "a photo of {c}", "{c} on a table"),
 )
 for prompt, anchor in zip(concept.prompts(), concept.anchors(), strict=True):

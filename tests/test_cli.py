@@ -107,6 +107,15 @@ def test_json_listings_are_objects_with_a_name(
     assert all(name in text for name in names)
 
 
+def test_protocols_say_what_their_metrics_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    from expunge.protocols import METRICS
+
+    text = expect(capsys, "protocols")[0]
+    listed = json.loads(expect(capsys, "protocols", "--json")[0])[0]["metrics"]
+    assert [(m["name"], m["help"]) for m in listed] == [(name, about) for name, (about, _) in METRICS.items()]
+    assert all(about in text for about, _ in METRICS.values())
+
+
 def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = expect(capsys, "cite", "sdd")
     assert out.startswith("@")
@@ -179,6 +188,87 @@ def test_erase_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str], 
     assert "the model does not see" in err
 
 
+def test_many_concepts_with_pictures_are_refused_before_the_model_loads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    common = ["erase", "no-such-model", "--images", tmp_path, "--out", tmp_path / "r", "--concept", "a"]
+    assert "no model at" in expect(capsys, *common, code=2)[1]
+    assert "Give one --concept with --images" in expect(capsys, *common, "--concept", "b", code=2)[1]
+
+
+def test_erase_plans_learns_and_erases(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    monkeypatch.setattr("expunge.tokens.STEPS", 5)
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    common = ["erase", "tiny", "--concept", "x", *QUICK[2:], "-s", "steps=4"]
+    _, err = expect(capsys, *common, "--images", tmp_path, "--out", tmp_path / "soft")
+    plan, bars = err.split("run      ")
+    assert "model    tiny" in plan
+    assert f"token    first learned from {tmp_path}" in plan
+    assert "method   SDD(group='cross-attention', " in plan
+    assert "steps=4" in plan
+    assert "learning the token: inversion " in bars
+    assert "erasing: inversion" not in bars
+    _, err = expect(capsys, *common, "--out", tmp_path / "words")
+    assert "token" not in err
+
+
+@pytest.mark.parametrize("terminals", [True, False])
+def test_the_time_that_remains_is_told(monkeypatch: pytest.MonkeyPatch, terminals: bool) -> None:
+    """With updates of 40 s: rich alone looks back for 30. Without a terminal, in a line."""
+    import io
+    import time
+
+    from rich.console import Console
+
+    from expunge import terminal
+    from expunge.kernel.state import Step
+
+    now, screen = [0.0], io.StringIO()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        terminal, "console", Console(file=screen, force_terminal=terminals, width=80, get_time=lambda: now[0])
+    )
+    with terminal.bars() as tick:
+        show = terminal.steps(tick)
+        for i in range(5):
+            now[0] += 40
+            show(Step(i, 200, {"distil": 1e-3, "keep": 2e-3}))
+    shown = screen.getvalue().split("erasing: ")[-1]
+    if terminals:
+        assert "3/200" not in shown
+        assert "5/200" in shown
+        assert "2:10:00" in shown
+    assert screen.getvalue().count("erasing: 4 of 200, about 2:10:40 left\n") == (not terminals)
+
+
+def test_our_own_warnings_are_shown_and_others_are_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import warnings
+
+    from expunge import errors, methods
+
+    def warned(name: str) -> Any:
+        for kind in (errors.KeepsAll, errors.PromptCut, UserWarning):
+            warnings.warn(f"this is a {kind.__name__}", kind, stacklevel=2)
+        return real(name)
+
+    real = methods.get
+    monkeypatch.setattr(methods, "get", warned)
+    assert expect(capsys, "cite", "sdd")[1] == "warning: this is a KeepsAll\nwarning: this is a PromptCut\n"
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00:00"), (59.6, "0:01:00"), (7880, "2:11:20")])
+def test_clock(seconds: float, text: str) -> None:
+    from expunge import terminal
+
+    assert terminal.clock(seconds) == text
+
+
 def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('method = "uce"\nridge = 0.5\npreserve = 2.0\n')
@@ -204,6 +294,8 @@ def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         (["--concept", "bomb", "--images", "/nowhere"], "nothing at /nowhere"),
         (["--concept", "bomb", "--recipe", "/nowhere.toml"], "recipe /nowhere.toml cannot be read"),
         (["--concept", "bomb", "--anchor", "bomb"], "the concept itself"),
+        (["--concept", "a", "--concept", "b", "--images", "."], "--images show one concept, and 2 are given: a, b"),
+        (["--concept", "a", "--concept", "b", "--embedding", "e"], "Give one --concept with --embedding"),
     ],
 )
 def test_bad_input_of_erase(

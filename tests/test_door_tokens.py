@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from expunge.backbones.unet import UNetModel
 from expunge.concept import Concept, World
 from expunge.door import CHECKPOINT, erase
 from expunge.edits import Edit, load_edit
-from expunge.errors import BadRun, ConceptError, Diverged, NeedsError, PromptCut
+from expunge.errors import BadRun, ConceptError, Diverged, KeepsAll, NeedsError, PromptCut
 from expunge.kernel.model import Sampling
 from expunge.kernel.state import Step
 from expunge.records import Run
@@ -194,6 +195,57 @@ def test_pictures_win_over_a_name_that_the_world_knows(tmp_path: Path, folder: P
         "a flat pizza",
         "flat",
     )
+
+
+@pytest.fixture
+def worldly() -> UNetModel:
+    """A model that knows what it can draw."""
+    model = tiny.model(window=WINDOW)
+    model.world = World("toy", ("bomb", "pizza"), ("flat",), {"bomb": ("shell",)}, ("{c}",), ("{c}",))
+    return model
+
+
+def test_a_label_that_the_world_does_not_know_is_told_once(worldly: UNetModel, tmp_path: Path) -> None:
+    paths = [embedding(worldly, word, tmp_path / word) for word in ("bomb", "pizza")]
+    concepts = [Concept(name, embedding=path) for name, path in zip(("qqq", "rrr"), paths, strict=True)]
+    with pytest.warns(KeepsAll) as caught:
+        erase(worldly, concepts, made("uce"))
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "'qqq' and 'rrr' are unknown to the world 'toy'" in message
+    assert "all its 2 objects and 1 styles are retained" in message
+    assert "--keep" in message
+    assert caught[0].filename == __file__
+
+
+def test_a_label_of_pictures_is_told_too(worldly: UNetModel, folder: Path) -> None:
+    with pytest.warns(KeepsAll, match="'qqq' is unknown"):
+        erase(worldly, Concept("qqq", images=folder), made("uce"))
+
+
+@pytest.mark.parametrize(
+    ("label", "details", "preserve"),
+    [
+        ("qqq", {"keep": ("pizza",)}, 1.0),
+        ("Shell", {}, 1.0),
+        ("qqq", {"names": ("bomb",)}, 1.0),
+        ("qqq", {"synonyms": ("Bomb",)}, 1.0),
+        ("qqq", {}, 0.0),
+    ],
+)
+def test_a_label_that_excludes_or_keeps_nothing_is_not_told(
+    worldly: UNetModel, tmp_path: Path, label: str, details: dict[str, Any], preserve: float
+) -> None:
+    concept = Concept(label, embedding=embedding(worldly, "bomb", tmp_path / "e.safetensors"), **details)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erase(worldly, concept, methods.get("uce")(preserve=preserve))
+
+
+def test_a_model_of_no_known_world_keeps_nothing(model: UNetModel, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        erase(model, Concept("qqq", embedding=embedding(model, "bomb", tmp_path / "e.safetensors")), made("uce"))
 
 
 def test_pictures_become_centre_squares_on_white(tmp_path: Path) -> None:

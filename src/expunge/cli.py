@@ -6,13 +6,14 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import __version__, complete
-from .errors import ExpungeError, PromptCut, SettingError, nearest
+from .errors import ConceptError, ExpungeError, ExpungeWarning, SettingError, nearest
 
 if TYPE_CHECKING:
     from .concept import Concept
@@ -46,9 +47,7 @@ MethodName = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", "-s", help="A setting of the method, key=value; repeatable.", autocompletion=complete.settings
-    ),
+    typer.Option("--set", "-s", help="A method's setting, key=value; repeatable.", autocompletion=complete.settings),
 ]
 Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same edit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=lambda: list(DEVICES))]
@@ -128,12 +127,8 @@ def erase(
     """Erase one concept or several from a model; the model itself is left untouched."""
     from . import terminal
 
-    details: dict[str, Any] = {
-        "anchor": anchor,
-        "keep": tuple(k.strip() for line in keep or () for k in line.split(",") if k.strip()),
-        "images": images,
-        "embedding": embedding,
-    }
+    kept = tuple(k.strip() for line in keep or () for k in line.split(",") if k.strip())
+    details = {"anchor": anchor, "keep": kept, "images": images, "embedding": embedding}
     options = {"allow_pickle": allow_pickle, "config": config}
     edit = _erase(
         model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
@@ -241,32 +236,24 @@ def methods(as_json: AsJson = False) -> None:
     from .methods import describe, names
 
     found = [describe(name) for name in names()]
-    text = "\n".join(line for m in found for line in terminal.method(m))
-    typer.echo(json.dumps(found, indent=1) if as_json else text)
+    _list(found, [line for m in found for line in terminal.method(m)], as_json)
 
 
 @app.command()
 def models(as_json: AsJson = False) -> None:
     """List the models that need no download, and what else MODEL may be."""
     found = [{"name": name, "about": about, "shipped": True} for name, about in complete.MODELS.items()]
-    text = "\n".join([*(f"{m['name']:<8} {m['about']}" for m in found), complete.FORMS])
-    typer.echo(json.dumps(found, indent=1) if as_json else text)
+    _list(found, [*(f"{m['name']:<8} {m['about']}" for m in found), complete.FORMS], as_json)
 
 
 @app.command()
 def protocols(as_json: AsJson = False) -> None:
     """List the protocols of `expunge audit`."""
-    from dataclasses import asdict
-
+    from . import terminal
     from .protocols import PROTOCOLS
 
-    found = [{"name": name, **asdict(p)} for name, p in PROTOCOLS.items()]
-    if as_json:
-        typer.echo(json.dumps(found, indent=1, default=str))
-        return
-    for p in found:
-        typer.echo(p["name"])
-        typer.echo("\n".join(f"  {k:<22} {str(v)[:90]}" for k, v in p.items() if k != "name"))
+    found = [p.describe() for p in PROTOCOLS.values()]
+    _list(found, [line for p in found for line in terminal.listing(p)], as_json)
 
 
 @app.command()
@@ -285,7 +272,11 @@ def doctor(as_json: AsJson = False) -> None:
     from .doctor import examine, lines
 
     found = examine()
-    typer.echo(json.dumps(found, indent=1) if as_json else "\n".join(lines(found)))
+    _list(found, lines(found), as_json)
+
+
+def _list(found: Any, lines: Iterable[str], as_json: bool) -> None:
+    typer.echo(json.dumps(found, indent=1, default=str) if as_json else "\n".join(lines))
 
 
 def _erase(
@@ -322,7 +313,7 @@ def _erase(
     from .door import erase as through
 
     loaded = load(model, device=target, **options or {})
-    terminal.say(*terminal.plan(model, names, built, out, seed))
+    terminal.say(*terminal.plan(model, concepts, built, out, seed))
     with terminal.bars() as tick:
         return through(loaded, concepts, built, seed=seed, out=out, resume=resume, progress=terminal.steps(tick))
 
@@ -338,6 +329,12 @@ def _known_world(model: str) -> Any:
 def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) -> list[Concept]:
     from .concept import Concept
 
+    given = [f"--{k}" for k in ("images", "embedding") if details.get(k)]
+    if given and len(names) > 1:
+        raise ConceptError(
+            f"{' and '.join(given)} show one concept, and {len(names)} are given: {', '.join(names)}. Give one "
+            f"--concept with {given[0]}, and erase the others in runs of their own, or from Python."
+        )
     styles = [n for n in names if world and world.canonical(n) in world.styles]
     kinds: list[Any] = [kind or ("style" if n in styles else "object") for n in names]
     found = [Concept(n, kind=k, **details) for n, k in zip(names, kinds, strict=True)]
@@ -358,18 +355,15 @@ def _device(wanted: str) -> str:
         return wanted
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted == "auto":
-        return next(name for name, is_there in there.items() if is_there)
-    if not there[wanted]:
-        raise SettingError(
-            f"there is no {wanted} device here. Devices here: {', '.join(k for k, v in there.items() if v)}."
-        )
-    return wanted
+    known = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [name for name, is_here in known.items() if is_here]
+    if wanted not in ("auto", *here):
+        raise SettingError(f"there is no {wanted} device here. Devices here: {', '.join(here)}.")
+    return here[0] if wanted == "auto" else wanted
 
 
 def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    if issubclass(category, PromptCut):
+    if issubclass(category, ExpungeWarning):
         typer.echo(f"warning: {message}", err=True)
 
 
@@ -382,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # short spins: docs/dev/log.md, "Threads"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", PromptCut)
+        warnings.simplefilter("always", ExpungeWarning)
         warnings.showwarning = _show
         try:
             app(arguments, prog_name="expunge")

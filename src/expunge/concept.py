@@ -18,8 +18,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 # where no world gives templates: plain, then as people write prompts; "{c}" the concept, "{x}" a context
-OBJECT_TEMPLATES = ("{c}", "a picture of {c}", "a photo of {c}", "{c}, {x}", "a {x} of {c}")
-OBJECT_CONTEXTS = ("a photograph", "a painting", "a drawing", "a close-up")
+OBJECT_TEMPLATES = ("{c}", "a picture of {c}", "a photo of {c}", "{c}, a {x}", "a {x} of {c}")
+OBJECT_CONTEXTS = ("photograph", "painting", "drawing", "close-up")
 STYLE_TEMPLATES = ("{c}", "{x} in the style of {c}", "{x} by {c}", "{c} style, {x}")
 STYLE_CONTEXTS = ("a landscape", "a portrait", "a city", "a still life")
 
@@ -227,7 +227,7 @@ class Concept:
         return tuple(pairs.items())
 
     def _check_known(self, world: World) -> None:
-        for name in (*self.names, *self.keep):
+        for name in (*self.names, *self.keep, *((self.anchor,) if self.anchor else ())):
             if world.canonical(name):
                 continue
             close = world.near(name)

@@ -79,6 +79,7 @@ def erase(
         return load_edit(saved)
     if out is not None:
         need_space(out, _bytes_needed(model, request["settings"]))
+    tokens.warn_keeps(model.world, targets, method)
     drive = _Drive(request, model.name, out, save_every, saved, progress)
     try:
         began = time.monotonic()

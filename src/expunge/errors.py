@@ -73,8 +73,16 @@ class StorageError(ExpungeError):
     """A file could not be written."""
 
 
-class PromptCut(UserWarning):
+class ExpungeWarning(UserWarning):
+    """Base of every warning that the command line shows."""
+
+
+class PromptCut(ExpungeWarning):
     """A prompt is longer than the text encoder's window; its end is not seen by the model."""
+
+
+class KeepsAll(ExpungeWarning):
+    """A concept's label is unknown to the model's world, so that nothing of the world is left out of what is kept."""
 
 
 def near(word: str, allowed: Iterable[str], n: int = 3) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from .records import Card, Score
 
 if TYPE_CHECKING:
+    from .concept import Concept
     from .kernel.state import Step
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Tick = Callable[[str, int, int], None]
+# what a bar is called while a loss of this name falls
+LABELS = {"inversion": "learning the token"}
+MEASURED = 3  # ticks that a written estimate rests on, after the first one, which often takes longer than others
+LONG = 60.0  # seconds that remain, from which on it is worth a line
 
 
 def say(*lines: str) -> None:
@@ -27,28 +33,51 @@ def say(*lines: str) -> None:
 
 @contextmanager
 def bars() -> Iterator[Tick]:
-    """Give a function `tick(label, done, total)` that keeps one bar a label."""
+    """Give a function `tick(label, done, total)` that keeps one bar a label, with the time that remains.
+
+    Where nobody sees a bar (a log file), a line says once how long it will take.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    # by default the estimate rests on the last 30 s: updates slower than that would never have one
+    with Progress(*columns, console=console, speed_estimate_period=3600) as progress:
         tasks: dict[str, Any] = {}
+        ticks: dict[str, list[tuple[int, float]]] = {}
 
         def tick(label: str, done: int, total: int) -> None:
             name = label.partition(":")[0]
             if name not in tasks:
                 tasks[name] = progress.add_task(name, total=total)
             progress.update(tasks[name], completed=done, total=total, description=label)
+            seen = ticks.setdefault(name, [])
+            if console.is_terminal or len(seen) > MEASURED:
+                return
+            seen.append((done, time.monotonic()))
+            (first, began), (last, now) = seen[0], seen[-1]
+            if (
+                len(seen) > MEASURED
+                and last > first
+                and (left := (now - began) / (last - first) * (total - last)) > LONG
+            ):
+                say(f"{name}: {done} of {total}, about {clock(left)} left")
 
         yield tick
 
 
 def steps(tick: Tick) -> Callable[[Step], None]:
-    """Return a callback for `erase` that shows each update and its losses on one bar."""
+    """Return a callback for `erase` that shows each update and its losses, one bar for each thing that is done."""
 
     def show(step: Step) -> None:
+        label = next((LABELS[name] for name in step.losses if name in LABELS), "erasing")
         losses = "  ".join(f"{name} {value:.2e}" for name, value in step.losses.items())
-        tick(f"erasing: {losses}", step.i + 1, step.n)
+        tick(f"{label}: {losses}", step.i + 1, step.n)
 
     return show
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds, as the bars show it."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def counter(tick: Tick, label: str, total: int) -> Callable[[int], None]:
@@ -71,15 +100,26 @@ def method(about: dict[str, Any]) -> list[str]:
     return [head, *settings, f"           limits: {about['limits']}"]
 
 
-def plan(model: str, concepts: Sequence[str], method: Any, out: Path, seed: int) -> list[str]:
-    """Return the lines that say what an erasure will do, before it does."""
+def plan(model: str, concepts: Sequence[Concept], method: Any, out: Path, seed: int) -> list[str]:
+    """Return the lines that say what an erasure will do, before it does: model, method, steps, group and the rest."""
+    read = [f"token    {c.embedding}" for c in concepts if c.embedding]
+    if not method.needs.images:
+        read += [f"token    first learned from {c.images}" for c in concepts if c.images and not c.embedding]
     return [
         f"model    {model}",
-        f"erase    {', '.join(concepts)}",
+        f"erase    {', '.join(c.name for c in concepts)}",
+        *read,
         f"method   {method}",
         f"seed     {seed}",
         f"run      {out}",
     ]
+
+
+def listing(row: dict[str, Any]) -> list[str]:
+    """Return the lines on one protocol of `Protocol.describe`: its name, its fields, its metrics."""
+    fields = [f"  {k:<18} {v}" for k, v in row.items() if k not in ("name", "id", "metrics")]
+    metrics = [f"  {m['name']:<18} {m['help']} [{m['better']} is better]" for m in row["metrics"]]
+    return [row["name"], *fields, "  metrics", *metrics]
 
 
 def outcome(card: Card) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .concept import Concept, Targets, World
-from .errors import BadRun, ConceptError, Diverged, NeedsError, Unsupported
+from .errors import BadRun, ConceptError, Diverged, KeepsAll, NeedsError, Unsupported
 from .kernel.inversion import invert, start
 from .kernel.state import State, Step
 from .storage import write_atomic
@@ -63,6 +64,30 @@ def check(model: Model, concepts: Sequence[Concept], method: Method) -> None:
     sources = [c.embedding or c.images for c in soft]
     if twice := [c.name for c, source in zip(soft, sources, strict=True) if sources.count(source) > 1]:
         raise ConceptError(f"{' and '.join(map(repr, twice))} are given by the same file or folder. Give each its own.")
+
+
+def warn_keeps(world: World | None, targets: Sequence[Targets], method: Any) -> None:
+    """Warn, once for all, of concepts whose label the world does not know: what they are is then kept as well.
+
+    Args:
+        world: the model's world, None when unknown.
+        targets: resolved concepts.
+        method: one with `preserve` 0 keeps nothing, and nothing is said.
+    """
+    if world is None or asdict(method).get("preserve") == 0:
+        return
+    names = {n.casefold() for n in (*world.objects, *world.styles)}
+    soft = [t.concept for t in targets if t.concept.embedding is not None or t.concept.images is not None]
+    if strange := [c for c in soft if not c.keep and not names & {w.casefold() for w in c.words(world)}]:
+        one = len(strange) == 1
+        warnings.warn(
+            f"{' and '.join(repr(c.name) for c in strange)} {'is' if one else 'are'} unknown to the world "
+            f"{world.name!r}, so nothing of it is left out of what is kept: all its {len(world.objects)} objects and "
+            f"{len(world.styles)} styles are retained, also one that the pictures or the embedding show. If one of "
+            "them is meant, give its name as the concept; else list what to retain: Concept(keep=...) or --keep.",
+            KeepsAll,
+            stacklevel=3,
+        )
 
 
 @contextmanager

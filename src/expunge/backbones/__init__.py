@@ -134,15 +134,36 @@ def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str 
         xl = any(k.startswith("conditioner.embedders.1.") for k in keys)
     elif not allow_pickle:
         raise BadModel(f"{path} is no model file: give a .safetensors checkpoint, a diffusers folder or a hub id")
+    # the checker's weights are never in such a file, and configurations of released models ask for it
+    options: dict[str, Any] = {} if xl else {"safety_checker": None, "requires_safety_checker": False}
     pipeline = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-    options = {} if config is None else {"config": str(config)}
+    return from_file(pipeline, path, config, dtype=dtype, feature_extractor=None, **options)
+
+
+def from_file(pipeline: Any, path: Path, config: str | Path | None, **options: Any) -> Any:
+    """Let diffusers read a checkpoint; see to it that nothing is missing, and that no network is asked needlessly."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    what = "a diffusers folder of the same family; its configuration and tokenizer are used, not its weights"
+    advice = f"Without a network, pass config=FOLDER (--config FOLDER): {what}."
+    if config is not None:
+        advice = f"Is config (--config) {what}?"
+        name, there = str(config), Path(config)
+        if not there.is_dir() and (there.exists() or there.is_absolute() or name[0] == "." or name.count("/") != 1):
+            raise BadModel(f"{path} could not be loaded: there is no configuration folder at {name!r}. {advice}")
+        options |= {"config": name, "local_files_only": there.is_dir()}
     try:
-        return pipeline.from_single_file(str(path), dtype=dtype, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise BadModel(
-            f"{path} could not be loaded: {first_line(error)}. Without a network, pass config=FOLDER, a diffusers "
-            "folder of the same family (its configuration and tokenizer are used)."
-        ) from error
+        pipe = pipeline.from_single_file(str(path), **options)
+    except NotImplementedError as error:  # torch's word for a weight that was not in the file
+        raise BadModel(f"{path} lacks some weights of the unet or vae that its configuration asks for.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
+        raise BadModel(f"{path} could not be loaded: {first_line(error).rstrip('.')}. {advice}") from error
+    for name, part in pipe.components.items():
+        # diffusers leaves the missing weights of a text encoder without storage
+        absent = [n for n, p in part.named_parameters() if p.is_meta] if isinstance(part, torch.nn.Module) else []
+        if absent:
+            raise BadModel(f"{path} lacks {len(absent)} weights of its {name} ({absent[0]}...). Copy it again.")
+    return pipe
 
 
 def adapt(pipe: Any, name: str, device: str | torch.device, world: World | None = None, **options: Any) -> Model:

@@ -68,9 +68,7 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
             text.caption(pictures.entries[i], j, k, dice)
             for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)
         ]
-        ids = words(
-            captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = text.tokens(words, captions)
         with torch.no_grad():
             return pictures.draw(o, s, b, rng), reader(ids).pooler_output
 

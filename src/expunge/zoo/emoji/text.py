@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from .training import Ema, cosine, loop
 from .world import BACKGROUNDS, STYLES, TEMPLATES, Entry
 
 WINDOW = 24  # tokens; the longest caption has 17
@@ -79,3 +83,42 @@ def encoder(words: CLIPTokenizer) -> CLIPTextModel:
             projection_dim=128,
         )
     )
+
+
+def pretrain(
+    work: Path, reader: CLIPTextModel, words: CLIPTokenizer, entries: Sequence[Entry], steps: int = 600
+) -> None:
+    """Teach the text encoder what captions say before any picture is drawn: object, style and background.
+
+    The end of a caption and the padding behind it must hold all three, as a trained CLIP's do; a denoiser that starts on
+    a random encoder spends its first thousands of steps on finding out (docs/dev/log.md).
+    """
+    torch.default_generator.manual_seed(4)
+    sizes = [len(entries), len(STYLES) + 1, len(BACKGROUNDS)]  # the last style: none is named
+    head = nn.Linear(WIDTH, sum(sizes))
+    optimizer = torch.optim.AdamW([*reader.parameters(), *head.parameters()], 1e-3, betas=(0.9, 0.99))
+    ema = Ema(reader, decay=0.99)
+
+    def update(step: int, rng: torch.Generator) -> Tensor:
+        dice = random.Random(step)
+        o, s, b = (torch.randint(k, (64,), generator=rng) for k in (len(entries), len(STYLES), len(BACKGROUNDS)))
+        b *= torch.rand(64, generator=rng) < 0.5
+        captions = [caption(entries[i], j, k, dice) for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)]
+        named = torch.tensor([list(STYLES)[j] in c for c, j in zip(captions, s.tolist(), strict=True)])
+        ids = tokens(words, captions)
+        after = torch.arange(WINDOW)[None] >= (ids == words.eos_token_id).int().argmax(1)[:, None]
+        scores = head(reader(ids).last_hidden_state)[after].split(sizes, 1)
+        answers = (o, s.where(named, torch.tensor(len(STYLES))), b)
+        losses = [F.cross_entropy(x, y.repeat_interleave(after.sum(1))) for x, y in zip(scores, answers, strict=True)]
+        return torch.stack(losses).sum()
+
+    states = {"text": reader, "head": head, "ema": ema}
+    loop("text", work, steps, states, optimizer, lambda i: cosine(i, steps, warmup=50), update, after=ema.update)
+    ema.copy_to_modules()
+
+
+def tokens(words: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Return token ids (n, WINDOW), padded and cut."""
+    batch = words(list(captions), padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt")
+    ids: Tensor = batch.input_ids
+    return ids

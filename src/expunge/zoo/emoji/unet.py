@@ -73,6 +73,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
     data = encode(work, pictures, objects, vae)
     words = text.tokenizer(pictures.entries)
     unet, reader, noise = network(), text.encoder(words).train(), scheduler()
+    text.pretrain(work, reader, words, pictures.entries)
     alpha_bar = noise.alphas_cumprod
     groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
@@ -87,9 +88,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
             else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
             for j in i.tolist()
         ]
-        ids = words(
-            captions, padding="max_length", max_length=text.WINDOW, truncation=True, return_tensors="pt"
-        ).input_ids
+        ids = text.tokens(words, captions)
         x0 = data["z"][i].float()
         eps = torch.randn(x0.shape, generator=rng)
         t = torch.randint(len(alpha_bar), (BATCH,), generator=rng)
@@ -116,6 +115,11 @@ def export(
     )  # fmt: skip
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(folder)
+    for config in folder.glob("*/config.json"):
+        # the libraries note where a part was loaded from: a path of this machine
+        fields = json.loads(config.read_text())
+        fields.pop("_name_or_path", None)
+        config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     (folder / "drawn.json").write_text(json.dumps(drawn, ensure_ascii=False, indent=0) + "\n")
 
 
