@@ -90,8 +90,8 @@ def pretrain(
 ) -> None:
     """Teach the text encoder what captions say before any picture is drawn: object, style and background.
 
-    The end of a caption and the padding behind it must hold all three, as a trained CLIP's do; a denoiser that starts on
-    a random encoder spends its first thousands of steps on finding out (docs/dev/log.md).
+    The end of a caption and the padding behind it must hold all three, as a trained CLIP's do: a denoiser that starts
+    on a random encoder spends its first thousands of steps on finding out (docs/dev/log.md).
     """
     torch.default_generator.manual_seed(4)
     sizes = [len(entries), len(STYLES) + 1, len(BACKGROUNDS)]  # the last style: none is named
