@@ -227,7 +227,7 @@ class Concept:
         return tuple(pairs.items())
 
     def _check_known(self, world: World) -> None:
-        for name in (*self.names, *self.keep, *((self.anchor,) if self.anchor else ())):
+        for name in (*self.names, *self.keep):
             if world.canonical(name):
                 continue
             close = world.near(name)

@@ -97,7 +97,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
         a = alpha_bar[t].sqrt()[:, None, None, None]
         s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
         out = unet(a * x0 + s * eps, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
-        # where little noise is left, v is all but the noise and what can be learned is texture: it must not drown the shapes
+        # where little noise is left, v is nearly the noise and all there is to learn is texture: it drowned the shapes
         weight = (SNR * s.square() / a.square()).clamp(max=1)
         loss: Tensor = (weight * (out - (a * eps - s * x0)).square()).mean()
         return loss
