@@ -89,7 +89,7 @@ def demo(
     from .report import build as write
     from .storage import write_atomic
 
-    terminal.say("Plan: erase, then audit against the untouched model, then report; 1 to 3 minutes on two cores.")
+    terminal.say("Plan: erase, then audit against the untouched model, then report; about 3 minutes on two cores.")
     edit = _erase(
         "emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume
     )
