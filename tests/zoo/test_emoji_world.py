@@ -55,7 +55,7 @@ def test_pictures_are_more_like_their_prompt_than_noise_is() -> None:
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
     right, chance = (judge.read(x).objects[rows, wanted].mean().item() for x in (images, noise))
     assert chance < 0.1
-    assert right > 5 * chance
+    assert right > 3 * chance + 0.1
 
 
 def test_unknown_concepts_are_refused_with_near_ones() -> None:
