@@ -17,6 +17,9 @@ from .weights import WeightEdit
 
 Edit: TypeAlias = WeightEdit | LowRankEdit
 
+# what a file may hold; an edit's class makes itself from the file's tensors
+KINDS = {edit.kind: edit for edit in (WeightEdit, LowRankEdit)}
+
 __all__ = ["Edit", "LowRankEdit", "WeightEdit", "component_of", "compress", "load_edit", "of"]
 
 
@@ -48,9 +51,6 @@ def load_edit(path: Path | str) -> Edit:
     """
     path = Path(path)
     tensors, kind, card = read(path / "edit.safetensors" if path.is_dir() else path)
-    if kind == "weights":
-        return WeightEdit(tensors, card)
-    if kind == "lowrank":
-        names = {k.rpartition(".")[0] for k in tensors}
-        return LowRankEdit({n: (tensors[f"{n}.down"], tensors[f"{n}.up"]) for n in sorted(names)}, card)
-    raise BadEdit(f"{path} holds an edit of kind {kind!r}; this version reads weights and lowrank. Update expunge.")
+    if kind not in KINDS:
+        raise BadEdit(f"{path} holds an edit of kind {kind!r}; this version reads {', '.join(KINDS)}. Update expunge.")
+    return KINDS[kind].from_tensors(tensors, card)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +31,13 @@ class LowRankEdit:
 
     factors: dict[str, tuple[Tensor, Tensor]]
     card: Card | None = None
-    kind = "lowrank"
+    kind: ClassVar[str] = "lowrank"
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], card: Card | None) -> LowRankEdit:
+        """Make the edit from what `tensors` returned."""
+        names = {k.rpartition(".")[0] for k in tensors}
+        return cls({n: (tensors[f"{n}.down"], tensors[f"{n}.up"]) for n in sorted(names)}, card)
 
     def with_card(self, card: Card) -> LowRankEdit:
         """Return the same edit with its card."""

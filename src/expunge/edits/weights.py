@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,12 @@ class WeightEdit:
 
     values: dict[str, Tensor]
     card: Card | None = None
-    kind = "weights"
+    kind: ClassVar[str] = "weights"
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], card: Card | None) -> WeightEdit:
+        """Make the edit from what `tensors` returned."""
+        return cls(tensors, card)
 
     def with_card(self, card: Card) -> WeightEdit:
         """Return the same edit with its card."""

@@ -47,7 +47,9 @@ class Pictures:
         self.entries: list[Entry] = json.loads((work / "objects.json").read_text())
         self.colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 255
 
-    def draw(self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: torch.Generator) -> Tensor:
+    def draw(
+        self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: torch.Generator, spread: float = 1.0
+    ) -> Tensor:
         """Draw augmented pictures: scale 0.8 to 1, rotation up to 9 degrees, shifted as far as the margin allows.
 
         Args:
@@ -55,13 +57,14 @@ class Pictures:
             styles: indices into the styles, shape (b,).
             backgrounds: indices into the backgrounds, shape (b,).
             rng: source of the augmentation.
+            spread: factor on the ranges of scale and rotation.
 
         Returns:
             Pictures in [0, 1], shape (b, 3, 64, 64).
         """
         b = len(objects)
-        scale = 0.8 + 0.2 * torch.rand(b, generator=rng)
-        angle = math.radians(9) * (2 * torch.rand(b, generator=rng) - 1)
+        scale = 1 - 0.2 * spread * torch.rand(b, generator=rng)
+        angle = math.radians(9 * spread) * (2 * torch.rand(b, generator=rng) - 1)
         shift = (2 * torch.rand(b, 2, generator=rng) - 1) * (1.06 - scale)[:, None]
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
         theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3)

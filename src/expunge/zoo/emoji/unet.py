@@ -17,7 +17,10 @@ from .training import Ema, Pictures, chosen, cosine, generator, loop
 from .world import BACKGROUNDS, STYLES
 
 BATCH = 32
-AUGMENTATIONS = 24  # encoded a picture: half on white, half on a random colour
+AUGMENTATIONS = 24  # encoded a picture: three of four on white, the others on a random colour
+SPREAD = 0.6  # of the augmentation: what a prompt leaves open costs sharpness at high noise, and seeds must differ still
+FIRST = 48  # objects drawn until step WIDEN: shapes are learned from few, then passed on to all
+WIDEN = 2000
 SNR = 5.0  # signal-to-noise ratio above which a time counts less, in proportion (after min-SNR, arXiv:2303.09556)
 EMA = 0.998
 DROP = 0.1  # share of empty captions, for classifier-free guidance
@@ -55,11 +58,11 @@ def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderK
     o = torch.tensor(objects).repeat_interleave(len(STYLES) * AUGMENTATIONS)
     s = torch.arange(len(STYLES)).repeat_interleave(AUGMENTATIONS).repeat(len(objects))
     rng = generator(20_000, 0)
-    coloured = torch.arange(len(o)) % 2
+    coloured = torch.arange(len(o)) % 4 == 3
     b = torch.randint(1, len(BACKGROUNDS), (len(o),), generator=rng) * coloured
     z = []
     for i in tqdm(range(0, len(o), 64), desc="encode", mininterval=15):
-        x = pictures.draw(o[i : i + 64], s[i : i + 64], b[i : i + 64], rng) * 2 - 1
+        x = pictures.draw(o[i : i + 64], s[i : i + 64], b[i : i + 64], rng, SPREAD) * 2 - 1
         z.append((vae.encode(x).latent_dist.mode() * vae.config.scaling_factor).half())
     out = {"z": torch.cat(z), "o": o, "s": s, "b": b}
     torch.save(out, path.with_suffix(".part"))
@@ -73,6 +76,8 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     objects = chosen(pictures, work, count)
     data = encode(work, pictures, objects, vae)
+    first = torch.isin(data["o"], torch.tensor(chosen(pictures, work, min(FIRST, count)))).nonzero().flatten()
+    everything = torch.arange(len(data["o"]))
     words = text.tokenizer(pictures.entries)
     unet, reader, noise = network(), text.encoder(words).train(), scheduler()
     text.pretrain(work, reader, words, pictures.entries)
@@ -82,7 +87,8 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
     ema = Ema(unet, reader, decay=EMA)
 
     def update(step: int, rng: torch.Generator) -> Tensor:
-        i = torch.randint(len(data["o"]), (BATCH,), generator=rng)
+        pool = first if step < WIDEN else everything
+        i = pool[torch.randint(len(pool), (BATCH,), generator=rng)]
         dice = random.Random(step)
         captions = [
             ""
@@ -93,7 +99,8 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
         ids = text.tokens(words, captions)
         x0 = data["z"][i].float()
         eps = torch.randn(x0.shape, generator=rng)
-        t = torch.randint(len(alpha_bar), (BATCH,), generator=rng)
+        # one time from each of BATCH equal shares: every step sees every noise level
+        t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * len(alpha_bar) / BATCH).long()
         a = alpha_bar[t].sqrt()[:, None, None, None]
         s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
         out = unet(a * x0 + s * eps, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
@@ -103,7 +110,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
         return loss
 
     states = {"unet": unet, "text": reader, "ema": ema}
-    loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.5), update, after=ema.update)
+    loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.75), update, after=ema.update)
     ema.copy_to_modules()
     export(work, unet, reader, words, vae, [pictures.entries[i]["name"] for i in objects])
 
