@@ -1,0 +1,149 @@
+"""Commands `erase` and `demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import complete
+from ..errors import ConceptError, SettingError, nearest
+from .options import PROTOCOL, Config, Device, MethodName, ModelName, Pickle, Resume, Seed, Settings, resolve
+
+if TYPE_CHECKING:
+    from ..concept import Concept
+    from ..edits import Edit
+
+
+def erase(
+    *,
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder of the run; empty, or not there yet.")],
+    concept: Annotated[list[str], typer.Option(help="What to erase; repeatable.", autocompletion=complete.concepts)],
+    anchor: Annotated[str, typer.Option(help="What to draw instead.", autocompletion=complete.concepts)] = "",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(help="What to retain; repeatable, or separated by commas.", autocompletion=complete.concepts),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="object, style, person or class; default: as the model knows it.")] = "",
+    method: MethodName = "",
+    settings: Settings = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML file of method and settings; --set wins.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of pictures of the concept.")] = None,
+    embedding: Annotated[Path | None, typer.Option(help="Token embedding of the concept (.safetensors).")] = None,
+    config: Config = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    resume: Resume = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Erase one concept or several from a model; the model itself is left untouched."""
+    from .. import terminal
+
+    kept = tuple(k.strip() for line in keep or () for k in line.split(",") if k.strip())
+    details = {"anchor": anchor, "keep": kept, "images": images, "embedding": embedding}
+    options = {"allow_pickle": allow_pickle, "config": config}
+    edit = _erase(
+        model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
+        recipe=recipe, kind=kind, details=details, options=options,
+    )  # fmt: skip
+    if edit.card:
+        terminal.say(terminal.outcome(edit.card))
+    typer.echo(f"Run: {out}")
+    # a protocol judges the shipped world only; of any other model people look at pictures
+    look = f'expunge generate {model} --edit {out} --prompt "{concept[0]}" --out pictures'
+    terminal.say(f"Next: {f'expunge audit {out}' if _known_world(model) else look}")
+
+
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("expunge-demo"),
+    concept: Annotated[str, typer.Option(help="What to erase.", autocompletion=complete.concepts)] = "bomb",
+    method: MethodName = "uce",
+    settings: Settings = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    resume: Resume = False,
+) -> None:
+    """Erase a concept from the shipped model, prove it, and write a report: the main job, start to end."""
+    from .. import terminal
+    from ..audit import audit as prove
+    from ..records import Run
+    from ..report import build as write
+    from ..storage import write_atomic
+
+    terminal.say("Plan: erase, then audit against the untouched model, then report; about 3 minutes on two cores.")
+    edit = _erase(
+        "emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume
+    )
+    with terminal.bars() as tick:
+        scores = prove(out, PROTOCOL, device=resolve(device), progress=tick)
+    page = out / "report.html"
+    write_atomic(page, write([Run.open(out)]).encode())
+    terminal.say(terminal.verdict(edit.card.concept["name"] if edit.card else concept, scores))
+    typer.echo(f"Report: {page}")
+
+
+def _erase(
+    model: str,
+    names: list[str],
+    *,
+    method: str,
+    settings: list[str] | None,
+    out: Path,
+    device: str,
+    seed: int,
+    resume: bool,
+    recipe: Path | None = None,
+    kind: str = "",
+    details: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> Edit:
+    """Check what can be checked at once, then load, then erase with a bar."""
+    from .. import flags, terminal
+    from ..methods import METHODS, get
+    from ..records import need_empty
+
+    chosen: dict[str, Any] = flags.recipe(recipe) if recipe else {}
+    name = method or str(chosen.get("method", complete.DEFAULT))
+    given = {k: v for k, v in chosen.items() if k != "method"} | flags.parse(settings or ())
+    if name not in METHODS:
+        raise SettingError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.{nearest(name, METHODS)}")
+    concepts = _concepts(names, kind, details or {}, _known_world(model))
+    if not resume:
+        need_empty(out)
+    target = resolve(device)
+    built = flags.build(get(name), given)
+    from ..backbones import load
+    from ..door import erase as through
+
+    loaded = load(model, device=target, **options or {})
+    terminal.say(*terminal.plan(model, concepts, built, out, seed))
+    with terminal.bars() as tick:
+        return through(loaded, concepts, built, seed=seed, out=out, resume=resume, progress=terminal.steps(tick))
+
+
+def _known_world(model: str) -> Any:
+    """Return the shipped world without loading its weights: a wrong concept is told in a moment, not after seconds."""
+    from ..zoo.emoji import world
+
+    # without the shipped weights `load` says so, which is the better message
+    return world.world() if model == "emoji" and (world.WEIGHTS / "model_index.json").is_file() else None
+
+
+def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) -> list[Concept]:
+    from ..concept import Concept
+
+    given = [f"--{k}" for k in ("images", "embedding") if details.get(k)]
+    if given and len(names) > 1:
+        raise ConceptError(
+            f"{' and '.join(given)} show one concept, and {len(names)} are given: {', '.join(names)}. Give one "
+            f"--concept with {given[0]}, and erase the others in runs of their own, or from Python."
+        )
+    styles = [n for n in names if world and world.canonical(n) in world.styles]
+    kinds: list[Any] = [kind or ("style" if n in styles else "object") for n in names]
+    found = [Concept(n, kind=k, **details) for n, k in zip(names, kinds, strict=True)]
+    for concept in found:
+        concept.check(world)
+    return found

@@ -1,0 +1,55 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import complete
+from ..errors import SettingError, nearest
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PROTOCOL = "emoji-v1"
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="emoji (shipped), a diffusers folder, a hub id, or a .safetensors checkpoint.",
+        autocompletion=complete.models,
+    ),
+]
+MethodName = Annotated[
+    str, typer.Option("--method", "-m", help="One of `expunge methods`.", autocompletion=complete.method_names)
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="A method's setting, key=value; repeatable.", autocompletion=complete.settings),
+]
+Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same edit.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=lambda: list(DEVICES))]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Config = Annotated[Path | None, typer.Option(help="Configuration folder of a single-file checkpoint.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled checkpoints, which can run any code.")]
+
+
+def resolve(wanted: str) -> str:
+    """Return the device to use; "auto" takes the fastest there is.
+
+    Raises:
+        SettingError: unknown, or not on this machine.
+    """
+    if wanted not in DEVICES:
+        raise SettingError(f"unknown device {wanted!r}. Devices: {', '.join(DEVICES)}.{nearest(wanted, DEVICES)}")
+    if wanted == "cpu":
+        return wanted
+    import torch
+
+    known = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [name for name, is_here in known.items() if is_here]
+    if wanted not in ("auto", *here):
+        raise SettingError(f"there is no {wanted} device here. Devices here: {', '.join(here)}.")
+    return here[0] if wanted == "auto" else wanted
