@@ -17,6 +17,17 @@ if OWN_CACHE:
     os.environ["EXPUNGE_CACHE"] = OWN_CACHE
 
 
+@pytest.fixture
+def one_thread():
+    """Run on one thread: a sum's order depends on their number, and children that a test starts have one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove the cache, if this process made it."""
     if OWN_CACHE:

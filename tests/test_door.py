@@ -28,6 +28,7 @@ from expunge.methods.base import Needs
 from expunge.records import Run
 
 WINDOW = 64
+pytestmark = pytest.mark.usefixtures("one_thread")
 # three updates a rollout, so that six updates roll out twice
 SHORT: dict[str, Any] = {"batch": 2, "rollouts": 2, "sampling_steps": 3, "reuse": 1}
 BOMB = Concept("bomb", anchor="ball", keep=("drum", "pizza"))
@@ -42,15 +43,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def made(case: str) -> Any:
     name, settings = CASES[case]
     return flags.build(methods.get(name), settings)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    """A sum's order depends on the number of threads, and the killed children have one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

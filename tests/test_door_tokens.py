@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from expunge.records import Run
 from expunge.tokens import TOKEN
 
 WINDOW = 64
+pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT: dict[str, Any] = {"batch": 2, "rollouts": 2, "sampling_steps": 3, "reuse": 1, "steps": 4}
 CASES: dict[str, dict[str, Any]] = {"esd": SHORT, "sdd": SHORT, "uce": {}}
 cases = pytest.mark.parametrize("case", CASES)
@@ -34,15 +34,6 @@ cases = pytest.mark.parametrize("case", CASES)
 
 def made(case: str) -> Any:
     return flags.build(methods.get(case), CASES[case])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Generator[None]:
-    """A sum's order depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
