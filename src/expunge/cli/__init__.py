@@ -10,6 +10,7 @@ import typer
 
 from .. import __version__
 from ..errors import ExpungeError, ExpungeWarning
+from . import bench
 from .audit import audit, report
 from .erase import demo, erase
 from .generate import generate
@@ -46,6 +47,7 @@ def _expunge(
 # in the order of `expunge --help`
 for command in (demo, erase, generate, audit, report, methods, models, protocols, cite, doctor):
     app.command()(command)
+app.add_typer(bench.app, name="bench")
 
 
 def _show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

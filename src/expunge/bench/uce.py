@@ -1,30 +1,33 @@
 """UCE on many concepts at once: seconds, and what happens to the erased and to the rest.
 
-    python bench/uce.py [--counts 1,10,50,100] [--out bench/results/uce.json]
-
 The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring:
 protocol `emoji-v1`'s judge, sampler and prompts; 96 pictures of erased objects and 160 of retained ones a count.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import expunge
-from expunge.concept import Concept
-from expunge.judges.classifier import load_judge
-from expunge.kernel.model import Model
-from expunge.methods.uce import UCE
-from expunge.metrics.rates import wilson
-from expunge.protocols import protocol, shuffled
-from expunge.zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS
+from ..backbones import load
+from ..concept import Concept
+from ..door import erase
+from ..errors import SettingError, Unsupported
+from ..judges.classifier import load_judge
+from ..kernel.model import Model
+from ..methods.uce import UCE
+from ..metrics.rates import wilson
+from ..protocols import protocol, shuffled
+from ..storage import write_json
+from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS
 
 RULES = protocol("emoji-v1")
+SPARED = 8  # objects left to retain
 
 
 def pictures(model: Model, objects: list[str], count: int) -> tuple[torch.Tensor, list[str]]:
@@ -43,34 +46,30 @@ def recognised(images: torch.Tensor, names: list[str]) -> dict[str, float]:
     return {"value": hits / len(names), "low": low, "high": high, "n": len(names)}
 
 
-def main() -> None:
-    """Measure every count."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--counts", default="1,10,50,100")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/uce.json"))
-    args = parser.parse_args()
-    model = expunge.load("emoji")
-    assert model.world is not None
+def measure(counts: Sequence[int], out: Path, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure every count and write the rows to `out`.
+
+    Raises:
+        SettingError: more concepts than the world can spare.
+    """
+    model = load("emoji")
+    if model.world is None:
+        raise Unsupported("the model 'emoji' was loaded without its world: nothing says what it can draw")
     order = [o for o in shuffled(model.world.objects) if o not in BENCH_TARGETS]
+    if max(counts) > len(order) - SPARED:
+        raise SettingError(f"--counts {max(counts)}: the shipped world can lose at most {len(order) - SPARED} objects.")
     rows = []
-    for n in (int(c) for c in args.counts.split(",")):
-        if n > len(order) - 8:
-            print(f"{n}: the shipped world has {len(model.world.objects)} objects; skipped")
-            continue
+    for n in counts:
         erased, kept = order[:n], [o for o in model.world.objects if o not in order[:n]]
         start = time.perf_counter()
-        edit = expunge.erase(model, [Concept(o) for o in erased], UCE(), seed=0)
-        row = {"n": n, "seconds": time.perf_counter() - start}
+        edit = erase(model, [Concept(o) for o in erased], UCE(), seed=0)
+        row: dict[str, Any] = {"n": n, "seconds": time.perf_counter() - start}
         for label, objects, count in (("erased", erased, 96), ("retained", kept, 160)):
             base, names = pictures(model, objects, count)
             row[f"{label}_base"] = recognised(base, names)
             with edit.on(model):
                 row[label] = recognised(*pictures(model, objects, count))
         rows.append(row)
-        print(json.dumps(row), flush=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        progress(json.dumps(row))
+        write_json(out, rows)
+    return rows

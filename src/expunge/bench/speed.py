@@ -1,34 +1,36 @@
 """Seconds and memory of ESD and SDD here against a plain loop as the papers' scripts have it.
 
-    python bench/speed.py [--model emoji] [--updates 40] [--out bench/results/speed.json]
-
 The plain loop: two full networks, every weight of the student with a gradient, one fresh guided rollout of 50 steps an
 update, stopped at a random step, batch 1. Ours: `expunge.erase` with the method's defaults and, for the memory column,
-batch 1. Every cell runs in its own process; memory is the peak resident size above that of the process with the model
-loaded and nothing else done.
+batch 1. Every cell runs in its own process (`python -m expunge.bench.speed MODEL KIND METHOD UPDATES`); memory is the
+peak resident size above that of the process with the model loaded and nothing else done.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-import expunge
-from expunge.concept import Concept
-from expunge.kernel.model import Model
-from expunge.methods import get
+from ..backbones import load
+from ..concept import Concept
+from ..door import erase
+from ..kernel.model import Model
+from ..methods import get
+from ..storage import write_json
 
-CONCEPT = "rhinoceros"
+CONCEPT, KEPT = "rhinoceros", "koala"
+METHODS = ("esd", "sdd")
+KINDS = ("plain", "ours", "ours-batch-1")
 
 
 def resident() -> float:
@@ -65,7 +67,7 @@ def plain(model: Model, method: str, updates: int) -> int:
                 target = e_0 - (e_c - e_0)
             else:
                 target = d.call(net, x, t, null)
-        F.mse_loss(d.call(net, x, t, c), target).backward()
+        F.mse_loss(d.call(net, x, t, c), target).backward()  # type: ignore[no-untyped-call]
         opt.step()
         opt.zero_grad()
         if average is not None:
@@ -79,13 +81,14 @@ def ours(model: Model, method: str, updates: int, batch: int | None) -> int:
     """Run the package's method; returns samples seen."""
     settings: dict[str, Any] = {"steps": updates} | ({} if batch is None else {"batch": batch, "rollouts": batch})
     made = get(method)(**settings)
-    expunge.erase(model, Concept(CONCEPT, templates=("an emoji of {c}",), keep=("koala",)), made, seed=0)
-    return updates * made.batch
+    erase(model, Concept(CONCEPT, templates=("an emoji of {c}",), keep=(KEPT,)), made, seed=0)
+    batch_size: int = made.batch
+    return updates * batch_size
 
 
 def cell(name: str, kind: str, method: str, updates: int) -> dict[str, float]:
     """Measure one cell in this process."""
-    model = expunge.load(name)
+    model = load(name)
     model.encode("")
     before, start = resident(), time.perf_counter()
     if kind == "plain":
@@ -100,47 +103,25 @@ def cell(name: str, kind: str, method: str, updates: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure every cell and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="emoji")
-    parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("bench/results/speed.json"))
-    parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.cell:
-        print(json.dumps(cell(args.model, *args.cell, args.updates)))
-        return
-    rows = {}
-    for method in ("esd", "sdd"):
-        for kind in ("plain", "ours", "ours-batch-1"):
-            command = [
-                sys.executable,
-                __file__,
-                "--model",
-                args.model,
-                "--updates",
-                str(args.updates),
-                "--cell",
-                kind,
-                method,
-            ]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            rows[f"{method} {kind}"] = json.loads(out.strip().split("\n")[-1])
-            print(f"{method} {kind}: {rows[f'{method} {kind}']}", flush=True)
-    for method in ("esd", "sdd"):
+def measure(model: str, updates: int, out: Path, progress: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Measure every cell in a process of its own and write the cells, with their ratios, to `out`."""
+    rows: dict[str, dict[str, float]] = {}
+    for method in METHODS:
+        for kind in KINDS:
+            command = [sys.executable, "-m", __spec__.name, model, kind, method, str(updates)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            rows[f"{method} {kind}"] = json.loads(done.stdout.strip().split("\n")[-1])
+            progress(f"{method} {kind}: {rows[f'{method} {kind}']}")
+    for method in METHODS:
         base = rows[f"{method} plain"]
-        for kind in ("ours", "ours-batch-1"):
+        for kind in KINDS[1:]:
             row = rows[f"{method} {kind}"]
             row["speedup_per_sample"] = base["seconds_per_sample"] / row["seconds_per_sample"]
             row["memory_ratio"] = row["mb_above_model"] / base["mb_above_model"]
-            print(
-                f"{method} {kind}: {row['speedup_per_sample']:.1f}x a sample, "
-                f"{row['memory_ratio']:.2f}x memory above the model"
-            )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(out, rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    model_name, kind_name, method_name, count = sys.argv[1:]
+    print(json.dumps(cell(model_name, kind_name, method_name, int(count))))

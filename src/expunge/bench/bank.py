@@ -1,64 +1,60 @@
 """The trajectory bank: does using a latent several times, or rolling out fewer trajectories at once, hurt?
 
-    python bench/bank.py [--concepts rhinoceros,koala] [--out bench/results/bank.json] [--plot docs/img/bank.svg]
-
 ESD with its defaults but for `reuse` and `rollouts`, on objects outside the bench targets; UA and IRA by a short
 version of `emoji-v1` (24 target, 64 retained pictures), seconds of the erasure beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
-import matplotlib.pyplot as plt
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
-import expunge
-from expunge import protocols
-from expunge.audit import audit
-from expunge.concept import Concept
-from expunge.methods.esd import ESD
+from .. import protocols
+from ..audit import audit
+from ..backbones import load
+from ..concept import Concept
+from ..door import erase
+from ..methods.esd import ESD
+from ..storage import write_json
 
 SHORT = replace(protocols.protocol("emoji-v1"), id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
 GRID = [(reuse, rollouts) for rollouts in (8,) for reuse in (1, 2, 4, 8)] + [(2, 2), (2, 4), (2, 16)]
 
 
-def main() -> None:
-    """Run the grid and plot it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--concepts", default="rhinoceros,tractor")
-    parser.add_argument("--out", type=Path, default=Path("bench/results/bank.json"))
-    parser.add_argument("--plot", type=Path, default=Path("docs/img/bank.svg"))
-    args = parser.parse_args()
-    rows = json.loads(args.out.read_text()) if args.out.exists() else []
-    model = expunge.load("emoji")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+def measure(concepts: Sequence[str], out: Path, progress: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run every cell of the grid that `out` lacks, and write each as soon as it is there."""
+    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    model = load("emoji")
     with patch.dict(protocols.PROTOCOLS, {SHORT.id: SHORT}):
-        for concept in args.concepts.split(","):
+        for concept in concepts:
             for reuse, rollouts in GRID:
                 key = {"concept": concept, "reuse": reuse, "rollouts": rollouts}
                 if any(key.items() <= row.items() for row in rows):
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    out = Path(folder) / "run"
-                    edit = expunge.erase(model, Concept(concept), ESD(reuse=reuse, rollouts=rollouts), seed=0, out=out)
-                    scores = {s.metric: s for s in audit(out, SHORT.id, model=model)}
-                assert edit.card is not None
+                    run = Path(folder) / "run"
+                    edit = erase(model, Concept(concept), ESD(reuse=reuse, rollouts=rollouts), seed=0, out=run)
+                    scores = {s.metric: s for s in audit(run, SHORT.id, model=model)}
                 found = {m: [scores[m].value, scores[m].low, scores[m].high] for m in ("ua", "ira")}
-                rows.append(key | found | {"seconds": edit.card.seconds})
-                print(json.dumps(rows[-1]), flush=True)
-                args.out.write_text(json.dumps(rows, indent=1) + "\n")
-    plot(rows, args.plot)
+                rows.append(key | found | {"seconds": edit.card.seconds if edit.card else None})
+                progress(json.dumps(rows[-1]))
+                write_json(out, rows)
+    return rows
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Plot UA, IRA and seconds against reuse."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for concept in dict.fromkeys(r["concept"] for r in rows):
         mine = sorted((r for r in rows if r["concept"] == concept and r["rollouts"] == 8), key=lambda r: r["reuse"])
         reuse = [r["reuse"] for r in mine]
@@ -76,9 +72,5 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axis.minorticks_off()
         axis.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-if __name__ == "__main__":
-    main()
+    FigureCanvasSVG(figure)
+    figure.savefig(path, metadata={"Date": None})
