@@ -8,6 +8,7 @@
     ├── BadEdit          an edit file is broken, or belongs to another base
     ├── BadModel         a model is missing, incomplete, or stored in a refused format
     ├── BadRun           a run folder lacks something, or is in the way
+    ├── BadStudy         a rating study lacks something, is in the way, or cannot take an answer
     ├── SettingError     a setting is unknown, malformed or out of range
     ├── Diverged         training produced NaN or infinity
     └── StorageError     a file could not be written; nothing half written is left behind
@@ -51,6 +52,10 @@ class BadModel(ExpungeError):
 
 class BadRun(ExpungeError):
     """A run folder is not what the command expects."""
+
+
+class BadStudy(ExpungeError):
+    """A rating study is not what the command expects, or an answer does not belong to it."""
 
 
 class SettingError(ExpungeError):
