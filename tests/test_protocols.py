@@ -127,3 +127,50 @@ def test_a_protocol_is_frozen_and_describes_itself_as_json():
 def test_protocols_need_no_torch():
     code = "import sys, expunge.protocols; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=_path(), check=False).returncode == 0
+
+
+CLASSES = tuple(f"class {i}" for i in range(10))
+FASHION = World("fashion", CLASSES, (), {}, ("{c}",), (), labels=True)
+LABELLED = PROTOCOLS["fashion-v1"]
+
+
+def test_counts_of_a_class():
+    specs = LABELLED.pictures(FASHION, ("class 3",))
+    assert roles(specs) == {"target": 300, "retain": 1350}
+    assert {s.concept for s in specs if s.role == "target"} == {"class 3"}
+    kept = Counter(s.concept for s in specs if s.role == "retain")
+    assert kept == {c: 150 for c in CLASSES if c != "class 3"}
+    assert len({(s.prompt, s.seed) for s in specs}) == len(specs)
+
+
+def test_classes_share_their_pictures_whatever_is_erased():
+    first, second = ({(s.prompt, s.seed) for s in LABELLED.pictures(FASHION, (c,))} for c in CLASSES[:2])
+    assert len(first & second) == 8 * 150 + 2 * 150
+
+
+def test_many_erased_classes_get_pictures_each():
+    specs = LABELLED.pictures(FASHION, CLASSES[:4])
+    assert Counter(s.concept for s in specs if s.role == "target") == dict.fromkeys(CLASSES[:4], 75)
+    assert not {s.concept for s in specs if s.role == "retain"} & set(CLASSES[:4])
+
+
+@pytest.mark.parametrize(
+    ("world", "target", "error", "says"),
+    [
+        (None, ("class 1",), Unsupported, "none that is known"),
+        (EMOJI, ("class 1",), Unsupported, "'fashion'; this model's is 'emoji'"),
+        (FASHION, ("clas 1",), ConceptError, "Did you mean 'class 1'"),
+        (FASHION, (), ConceptError, "''"),
+    ],
+)
+def test_what_a_protocol_of_classes_cannot_judge(world, target, error, says):
+    with pytest.raises(error, match=says):
+        LABELLED.pictures(world, target)
+
+
+def test_distances_tell_their_feature_network():
+    told = json.loads(json.dumps(LABELLED.describe()))
+    names = [m["name"] for m in told["metrics"]]
+    assert {"fid_fashion64", "kid_fashion64", "precision_fashion64", "recall_fashion64"} <= set(names)
+    assert "fid" not in names
+    assert {m["better"] for m in told["metrics"]} == {"higher", "lower"}

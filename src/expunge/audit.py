@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -20,24 +21,26 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
 from . import neighbours
+from .audit_classes import examine_classes, panel_of
 from .backbones import load
 from .concept import World
 from .edits import load_edit
 from .edits.io import check_base
 from .errors import BadRun, StorageError, Unsupported
+from .judges.classes import ClassPanel
 from .judges.panel import Judged, Panel, load_panel
 from .kernel.condition import Condition
 from .metrics.rates import Array
-from .metrics.scores import Outcomes, outcomes, scores
-from .protocols import PictureSpec
-from .protocols import Protocol as Rules
+from .metrics.scores import Findings, Outcomes, outcomes, scores
+from .protocols import ClassProtocol, PictureSpec, Rules
+from .protocols import Protocol as ObjectProtocol
 from .protocols import protocol as find_protocol
 from .records import SAMPLES, Card, Json, Run, Score
 from .storage import cache_root, write_atomic
 
 BATCH = 32  # pictures between two writes of the cache, and between two ticks of the progress bar
 SHOWN = 8  # picture pairs of each role in samples/
-WEIGHTS = {"emoji": Path(__file__).parent / "zoo" / "emoji" / "weights"}
+WEIGHTS = Path(__file__).parent / "zoo" / "emoji" / "weights"
 
 Tick = Callable[[str, int, int], None]
 
@@ -75,7 +78,7 @@ def audit(
     *,
     model: Subject | None = None,
     edit: Applicable | None = None,
-    panel: Panel | None = None,
+    panel: Panel | ClassPanel | None = None,
     device: Any = "cpu",
     progress: Tick | None = None,
 ) -> list[Score]:
@@ -94,6 +97,7 @@ def audit(
         BadRun: the folder is no finished run.
         BadEdit: the model is not the one that the edit was made for.
         Unsupported: the protocol cannot judge this model or concept.
+        BadModel: the judges are missing, damaged, or not the protocol's.
     """
     rules, folder = find_protocol(protocol), Run.open(run)
     card, tick = folder.card, progress or _silent
@@ -101,29 +105,49 @@ def audit(
     model = model or cast(Subject, load(card.model, device=device))
     world = rules.need(model.world)
     check_base(card, cast(Any, model))
-    panel = panel or load_panel(WEIGHTS[rules.world], rules.scorer, rules.trunk, rules.hashes)
     kind, targets = asked(card, world)
-
-    text = neighbours.similarities(text_vectors(model, rules, world, kind), targets)
-    near = neighbours.nearest(text, rules.near) if kind == "object" else ()
-    specs = rules.pictures(world, targets, kind, near)
+    examine: Callable[[list[PictureSpec], Tensor, Tensor], Findings]
+    if isinstance(rules, ClassProtocol):
+        specs = rules.pictures(world, targets)
+        class_panel = cast(ClassPanel, panel) if panel else panel_of(rules, card.model)
+        examine = partial(examine_classes, rules, class_panel, card)
+    else:
+        text = neighbours.similarities(text_vectors(model, rules, world, kind), targets)
+        specs = rules.pictures(world, targets, kind, neighbours.nearest(text, rules.near) if kind == "object" else ())
+        loaded = cast(Panel, panel) if panel else load_panel(WEIGHTS, rules.scorer, rules.trunk, rules.hashes)
+        examine = partial(examine_objects, rules, loaded, card, kind, text)
     base = base_pictures(model, rules, specs, tick)
     with applied.on(model) as edited_model:
         edited = draw(edited_model, rules, specs, lambda n: tick("edited pictures", n, len(specs)))
 
+    found = examine(specs, base, edited)
+    folder.write_outcomes(found.outcomes)
+    folder.write_neighbours(found.neighbours)
+    write_samples(folder, specs, base, edited, [r["name"] for r in found.neighbours])
+    folder.write_scores(found.scores)  # last: scores mean a whole audit
+    return found.scores
+
+
+def examine_objects(
+    rules: ObjectProtocol,
+    panel: Panel,
+    card: Card,
+    kind: str,
+    text: dict[str, float],
+    specs: list[PictureSpec],
+    base: Tensor,
+    edited: Tensor,
+) -> Findings:
+    """Judge picture pairs (n, 3, h, w) of a world of objects and styles; `text`: prompts' similarity to the target."""
     prompts = [s.prompt for s in specs]
     seen = [panel.judge(images, prompts) for images in (base, edited)]
     names = (panel.scorer.objects, panel.scorer.styles)
     read = [outcomes(specs, judged, *names, kind) for judged in seen]
     found = scores(rules, kind, specs, (seen[0], read[0]), (seen[1], read[1]), card)
-    image = neighbours.similarities(image_vectors(specs, seen[0].features), targets)
+    targets = {s.concept for s in specs if s.role == "target"}
+    image = neighbours.similarities(image_vectors(specs, seen[0].features), tuple(targets))
     rows = damage(specs, read[0], read[1], text, image, rules.near)
-
-    folder.write_outcomes(outcome_rows(specs, seen, read, names, kind))
-    folder.write_neighbours(rows)
-    write_samples(folder, specs, base, edited, [r["name"] for r in rows])
-    folder.write_scores(found)  # last: scores mean a whole audit
-    return found
+    return Findings(found, outcome_rows(specs, seen, read, names, kind), rows)
 
 
 def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:
@@ -133,8 +157,9 @@ def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:
         Unsupported: objects and styles in one edit, or another kind of concept.
         BadRun: the card names nothing.
     """
-    kinds = {c.get("kind", "object") for c in card.concepts}
-    if len(kinds) != 1 or not kinds <= {"object", "style"}:
+    # a class-conditional model has nothing but classes, whatever they were called
+    kinds = {"class"} if world.labels else {c.get("kind", "object") for c in card.concepts}
+    if len(kinds) != 1 or not kinds <= {"object", "style", "class"}:
         raise Unsupported(
             f"this run erases concepts of kind {', '.join(sorted(kinds))}; an audit judges one kind at a time, object "
             "or style. Erase and audit them separately."
@@ -146,7 +171,7 @@ def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:
 
 
 @torch.no_grad()
-def text_vectors(model: Subject, rules: Rules, world: World, kind: str) -> dict[str, Array]:
+def text_vectors(model: Subject, rules: ObjectProtocol, world: World, kind: str) -> dict[str, Array]:
     """Return concept -> prompt encoding of the base model, averaged over tokens."""
     names = world.objects if kind == "object" else world.styles
     prompts = [rules.prompt(n, None) if kind == "object" else rules.unspecific.format(x=n) for n in names]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, overload
 
 from .concept import World
 from .errors import ConceptError, Unsupported, nearest
@@ -142,19 +142,11 @@ class Protocol:
         Raises:
             Unsupported: it is not, or the model's world is not known.
         """
-        if world is None or world.name != self.world:
-            found = "none that is known" if world is None else repr(world.name)
-            raise Unsupported(
-                f"protocol {self.id} judges models of the world {self.world!r}; this model's is {found}. Protocols: "
-                f"{', '.join(f'{p.id} ({p.world})' for p in PROTOCOLS.values())}. Audit an edit of `{self.world}`, or "
-                "look at the pictures: `expunge generate MODEL --edit RUN`."
-            )
-        return world
+        return of_world(self, world)
 
     def _spec(self, role: Role, concept: str, thing: str, style: str | None, copy: int = 0) -> PictureSpec:
         prompt = self.prompt(thing, style)
-        # a seed that depends on the picture alone: every target shares the cached base pictures
-        return PictureSpec(role, concept, prompt, zlib.crc32(f"{prompt}#{copy}".encode()) >> 1, thing, style)
+        return PictureSpec(role, concept, prompt, seed(prompt, copy), thing, style)
 
     def _object_targets(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
         total = max(self.targets, len(targets))
@@ -203,10 +195,143 @@ def shuffled(names: Sequence[str]) -> list[str]:
     return sorted(names, key=lambda n: (zlib.crc32(n.encode()), n))
 
 
-PROTOCOLS: dict[str, Protocol] = {p.id: p for p in (Protocol(id="emoji-v1", world="emoji"),)}
+def seed(prompt: str, copy: int) -> int:
+    """Return a seed that depends on the picture alone: every target shares the cached base pictures."""
+    return zlib.crc32(f"{prompt}#{copy}".encode()) >> 1
 
 
-def protocol(name: str) -> Protocol:
+@dataclass(frozen=True, kw_only=True)
+class ClassProtocol:
+    """A protocol over a world of classes, against its real test pictures.
+
+    Attributes:
+        id: name and version.
+        world: name of the world whose models it can judge.
+        network: the feature network of the distances; its name is a part of theirs.
+        steps, guidance: sampling; None for the model's own, so that a one-step generator is drawn in one step.
+        targets: target pictures, over all erased classes.
+        retained: pictures of every other class; as many real ones of each enter precision and recall.
+        nearest: k of precision and recall.
+        scorer: the judge that alone scores.
+        hashes: (judge, sha256 of its file) pairs that are binding; a judge not listed is not pinned.
+        aggregation: how numbers are made, in words.
+    """
+
+    id: str
+    world: str
+    network: str
+    steps: int | None = None
+    guidance: float | None = None
+    targets: int = 300
+    retained: int = 150
+    nearest: int = 3
+    scorer: str = "judge-b"
+    hashes: tuple[tuple[str, str], ...] = ()
+    aggregation: str = (
+        "Base and edited pictures share classes and seeds. Rates: mean over pictures, Wilson 95 %, exact McNemar; a "
+        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap. "
+        "Distances: retained pictures against the real test pictures of the retained classes (FID and KID all of them, "
+        "precision and recall as many as are drawn), block jackknife over the drawn ones. Means: bootstrap, sign flips."
+    )
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """Names of the distances between sets of pictures, which tell the feature network."""
+        return {name: f"{name}_{self.network}" for name in ("fid", "kid", "precision", "recall")}
+
+    @property
+    def metrics(self) -> dict[str, tuple[str, str]]:
+        """Metric -> (what it says, which way is better), in the order of every table."""
+        sets = self.sets
+        return {
+            "ua": ("unlearning accuracy: target pictures not read as an erased class", "higher"),
+            "ira": ("retained accuracy: pictures of the other classes read as theirs", "higher"),
+            "h": ("harmonic mean of ua and ira", "higher"),
+            sets["fid"]: (f"Fréchet distance to the real retained classes, features of {self.network}", "lower"),
+            sets["kid"]: (f"kernel distance to the real retained classes, features of {self.network}", "lower"),
+            sets["precision"]: ("retained pictures inside the manifold of the real ones, same features", "higher"),
+            sets["recall"]: ("real pictures inside the manifold of the retained ones, same features", "higher"),
+            "probability": ("mean probability of the erased class in its target pictures", "lower"),
+            "entropy": ("mean entropy of the judge on target pictures, nats; low: they show another class", "lower"),
+            "seconds": METRICS["seconds"],
+            "peak_memory": METRICS["peak_memory"],
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that defines the protocol as JSON data."""
+        metrics = [{"name": k, "help": text, "better": better} for k, (text, better) in self.metrics.items()]
+        return {"name": self.id, **asdict(self), "hashes": dict(self.hashes), "metrics": metrics}
+
+    def need(self, world: World | None) -> World:
+        """Return the world if it is the protocol's.
+
+        Raises:
+            Unsupported: it is not, or the model's world is not known.
+        """
+        return of_world(self, world)
+
+    def pictures(self, world: World | None, target: Sequence[str]) -> list[PictureSpec]:
+        """Return every picture of the protocol for erased classes, in a fixed order.
+
+        Raises:
+            Unsupported: the world is not this protocol's.
+            ConceptError: a target is not in the world.
+        """
+        world = self.need(world)
+        erased = tuple(dict.fromkeys(target))
+        for name in erased or ("",):
+            if name not in world.objects:
+                raise ConceptError(
+                    f"protocol {self.id} cannot judge the class {name!r}: not in the world {world.name!r}."
+                    f"{nearest(name, world.objects)}"
+                )
+        order = [erased[i % len(erased)] for i in range(max(self.targets, len(erased)))]
+        kept = [name for name in world.objects if name not in erased]
+        return [
+            *(self._spec("target", name, i // len(erased)) for i, name in enumerate(order)),
+            *(self._spec("retain", name, i) for i in range(self.retained) for name in kept),
+        ]
+
+    def _spec(self, role: Role, name: str, copy: int) -> PictureSpec:
+        return PictureSpec(role, name, name, seed(name, copy), name, None)
+
+
+Rules: TypeAlias = Protocol | ClassProtocol
+
+
+def of_world(rules: Rules, world: World | None) -> World:
+    """Return a world if it is a protocol's.
+
+    Raises:
+        Unsupported: it is not, or the model's world is not known.
+    """
+    if world is None or world.name != rules.world:
+        found = "none that is known" if world is None else repr(world.name)
+        raise Unsupported(
+            f"protocol {rules.id} judges models of the world {rules.world!r}; this model's is {found}. Protocols: "
+            f"{', '.join(f'{p.id} ({p.world})' for p in PROTOCOLS.values())}. Audit an edit of `{rules.world}`, or "
+            "look at the pictures: `expunge generate MODEL --edit RUN`."
+        )
+    return world
+
+
+PROTOCOLS: dict[str, Rules] = {
+    p.id: p
+    for p in (
+        Protocol(id="emoji-v1", world="emoji"),
+        ClassProtocol(id="fashion-v1", world="fashion", network="fashion64"),
+        ClassProtocol(id="cifar10-v1", world="cifar10", network="cifar64"),
+    )
+}
+
+
+@overload
+def protocol(name: Literal["emoji-v1"]) -> Protocol: ...
+@overload
+def protocol(name: str) -> Rules: ...
+
+
+def protocol(name: str) -> Rules:
     """Return a protocol by its id.
 
     Raises:

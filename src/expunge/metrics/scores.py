@@ -11,11 +11,20 @@ import torch
 from ..errors import BadModel
 from ..judges.panel import Judged
 from ..protocols import PictureSpec, Protocol
-from ..records import Card, Score
+from ..records import Card, Json, Score
 from .degenerate import degenerate
 from .fid import fid, kid
 from .perceptual import perceptual
 from .rates import Array, harmonic_score, mean_score, rate
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an audit writes: scores, a row a picture pair, a row a retained neighbour."""
+
+    scores: list[Score]
+    outcomes: list[Json]
+    neighbours: list[Json]
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def scores(
         mean_score(pid, "perceptual", distance.double().numpy()),
         rate(pid, "degenerate", floors[0], floors[1], error_is=1),
         rate(pid, "degenerate_target", floors[0][is_target], floors[1][is_target], error_is=1),
-        *_cost(pid, card),
+        *cost(pid, card),
     ]
 
 
@@ -119,7 +128,8 @@ def _sets(pid: str, base: Judged, edited: Judged, keep: torch.Tensor) -> list[Sc
     return [Score(protocol=pid, metric=m, value=v, n=n, errors=errors) for m, v in values.items()]
 
 
-def _cost(pid: str, card: Card | None) -> list[Score]:
+def cost(pid: str, card: Card | None) -> list[Score]:
+    """Score what an edit cost, by its card."""
     if card is None:
         return []
     return [

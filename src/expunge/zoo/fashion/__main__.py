@@ -1,0 +1,128 @@
+"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,ddpm,judges,features,card,all}`.
+
+Every stage resumes after a kill. Stages read and write one work folder; `card` measures and, for the shipped world,
+copies the result into the package. With `--world cifar10 --source FOLDER` the same stages make a model of CIFAR-10 in
+`WORK/pipeline`, which `expunge` takes as MODEL.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import ExpungeError, SettingError, nearest
+from .world import FASHION, SOURCES, Source
+
+app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
+Work = Annotated[Path | None, typer.Option(help="Folder of data, checkpoints and results; default: in the cache.")]
+World = Annotated[str, typer.Option(help=f"One of {', '.join(SOURCES)}.")]
+Steps = Annotated[int, typer.Option(min=1, help="Optimiser updates.")]
+Guidance = Annotated[float, typer.Option(min=1, help="Guidance scale that the saved model samples with.")]
+Without = Annotated[str, typer.Option(help="Leave a class out: the gold standard of forgetting it.")]
+From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
+
+DDPM, JUDGE, FEATURES = 20_000, 9000, 4000  # updates
+GUIDANCE = 1.5
+
+
+def place(world: str, work: Path | None) -> tuple[Source, Path]:
+    """Return what a world is made of and the work folder, which is made.
+
+    Raises:
+        SettingError: there is no such world.
+    """
+    if world not in SOURCES:
+        raise SettingError(f"unknown world {world!r}. Worlds: {', '.join(SOURCES)}.{nearest(world, SOURCES)}")
+    folder = work or Path.home() / ".cache" / "expunge" / f"{world}-recipe"
+    folder.mkdir(parents=True, exist_ok=True)
+    return SOURCES[world], folder
+
+
+@app.command()
+def data(world: World = FASHION.world, work: Work = None, source: From = None) -> None:
+    """Read the published files, check them, keep the pictures."""
+    from .data import build
+
+    of, folder = place(world, work)
+    build(folder, of, source)
+
+
+@app.command()
+def ddpm(
+    world: World = FASHION.world,
+    work: Work = None,
+    steps: Steps = DDPM,
+    guidance: Guidance = GUIDANCE,
+    without: Without = "",
+) -> None:
+    """Train the class-conditional denoiser."""
+    from .ddpm import train
+
+    of, folder = place(world, work)
+    train(folder, of, steps, guidance=guidance, without=without)
+
+
+@app.command()
+def snapshot(world: World = FASHION.world, work: Work = None, guidance: Guidance = GUIDANCE) -> None:
+    """Export the denoiser as it is in the newest checkpoint, while training goes on."""
+    from . import ddpm as stage
+
+    of, folder = place(world, work)
+    stage.snapshot(folder, of, guidance)
+
+
+@app.command()
+def judges(world: World = FASHION.world, work: Work = None, steps: Steps = JUDGE, only: str = "") -> None:
+    """Train both judges on real pictures."""
+    from .judges import train
+
+    of, folder = place(world, work)
+    for which in (only,) if only else ("a", "b"):
+        train(folder, of, which, steps)
+
+
+@app.command()
+def features(world: World = FASHION.world, work: Work = None, steps: Steps = FEATURES) -> None:
+    """Train the feature network of the distances, and keep the real test pictures as it sees them."""
+    from .judges import train
+
+    of, folder = place(world, work)
+    train(folder, of, "features", steps)
+
+
+@app.command()
+def card(world: World = FASHION.world, work: Work = None) -> None:
+    """Measure the world, write its card, and put the shipped world into the package."""
+    from .card import assemble, ship
+
+    of, folder = place(world, work)
+    done = assemble(folder, of)
+    if of is FASHION:
+        ship(done)
+
+
+@app.command(name="all")
+def everything(world: World = FASHION.world, work: Work = None, source: From = None) -> None:
+    """Run every stage."""
+    data(world, work, source)
+    judges(world, work)
+    features(world, work)
+    ddpm(world, work)
+    card(world, work)
+
+
+def main() -> int:
+    """Run the recipe; an expected error is one line and exit code 2."""
+    try:
+        app()
+    except ExpungeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,225 @@
+"""The recipe of the `fashion` world, on made-up files: reading, refusing, training, leaving a class out."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import struct
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from expunge.backbones import load
+from expunge.errors import ConceptError, NeedsError, SettingError
+from expunge.judges.classes import load_judge, load_panel
+from expunge.zoo.fashion import __main__ as recipe
+from expunge.zoo.fashion import card, data, ddpm, judges
+from expunge.zoo.fashion.world import CIFAR, FASHION, Source
+
+PER_CLASS = {"train": 6, "t10k": 4}
+
+
+def idx(array: np.ndarray) -> bytes:
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def made_up(folder: Path) -> Source:
+    """Four IDX files of ten classes: a white square, the brighter the higher the class."""
+    folder.mkdir()
+    sums = {}
+    for prefix, n in PER_CLASS.items():
+        labels = np.tile(np.arange(10, dtype=np.uint8), n)
+        pictures = np.zeros((len(labels), 28, 28), dtype=np.uint8)
+        pictures[:, 7:21, 7:21] = (25 + 23 * labels)[:, None, None]
+        for name, array in ((f"{prefix}-images-idx3-ubyte", pictures), (f"{prefix}-labels-idx1-ubyte", labels)):
+            content = idx(array)
+            sums[name] = hashlib.sha256(content).hexdigest()
+            packed = prefix == "train"
+            (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+    return replace(FASHION, folder=folder, files=sums)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return made_up(tmp_path / "files")
+
+
+@pytest.fixture
+def work(tmp_path: Path, source: Source) -> Path:
+    data.build(tmp_path / "work", source)
+    return tmp_path / "work"
+
+
+def test_pictures_are_read_with_a_margin(work: Path) -> None:
+    test = data.Pictures(work, "test")
+    assert (len(data.Pictures(work, "train")), len(test)) == (60, 40)
+    assert test.bytes.shape == (40, 1, 32, 32)
+    assert test.labels[:11].tolist() == [*range(10), 0]
+    three = test.floats(torch.tensor([3]))[0, 0]
+    assert three[9:23, 9:23].unique().tolist() == pytest.approx([(25 + 23 * 3) / 255])
+    assert three.count_nonzero() == 14 * 14
+
+
+def test_a_missing_file_says_which_and_how_to_come_by_it(source: Source, tmp_path: Path) -> None:
+    (source.folder / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(NeedsError, match=r"t10k-labels-idx1-ubyte is missing.*apt-get install dataset-fashion-mnist"):
+        data.build(tmp_path / "work", source)
+    with pytest.raises(NeedsError, match=f"not at {tmp_path / 'nowhere'}"):
+        data.build(tmp_path / "work", source, tmp_path / "nowhere")
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("t10k-labels-idx1-ubyte", lambda b: b[:-1] + b"\7", "has SHA-256"),
+        ("t10k-images-idx3-ubyte", lambda b: b[:-5], "has SHA-256"),
+        ("train-labels-idx1-ubyte.gz", lambda b: b[:-9], "cannot be read"),
+        ("train-images-idx3-ubyte.gz", lambda b: b"no gzip" + b[:0], "cannot be read"),
+    ],
+)
+def test_a_changed_file_is_refused(name: str, content: object, says: str, source: Source, tmp_path: Path) -> None:
+    path = source.folder / name
+    path.write_bytes(content(path.read_bytes()))
+    with pytest.raises(NeedsError, match=rf"damaged or not the published one: .*{says}"):
+        data.build(tmp_path / "work", source)
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x0d\1\0\0\0\1\0", b"\0\0\x08\1\0\0\0\3ab", b"\x89PNG\r\n"])
+def test_what_is_no_idx_file(content: bytes) -> None:
+    with pytest.raises(ValueError, match="begins with|bytes for an array"):
+        data.idx(content)
+
+
+def test_uneven_classes_are_refused(tmp_path: Path) -> None:
+    source = made_up(tmp_path / "files")
+    labels = idx(np.zeros(40, dtype=np.uint8))
+    (source.folder / "t10k-labels-idx1-ubyte").write_bytes(labels)
+    sums = source.files | {"t10k-labels-idx1-ubyte": hashlib.sha256(labels).hexdigest()}
+    with pytest.raises(NeedsError, match="test labels are not 10 classes of one size"):
+        data.build(tmp_path / "work", replace(source, files=sums))
+
+
+def cifar(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in CIFAR.files:
+        rows = rng.integers(0, 256, (20, data.RECORD), dtype=np.uint8)
+        rows[:, 0] = np.tile(np.arange(10), 2)
+        (folder / name).write_bytes(rows.tobytes())
+    return folder
+
+
+def test_cifar_is_read_in_its_binary_form(tmp_path: Path) -> None:
+    folder = cifar(tmp_path / "cifar")
+    data.build(tmp_path, CIFAR, folder)
+    test = data.Pictures(tmp_path, "test")
+    assert (len(data.Pictures(tmp_path, "train")), len(test)) == (100, 20)
+    record = np.frombuffer((folder / "test_batch.bin").read_bytes(), np.uint8).reshape(20, -1)[13]
+    assert test.labels[13] == record[0] == 3
+    # the published layout: 1024 red, 1024 green, 1024 blue bytes, row by row
+    assert test.bytes[13, 2, 5, 7] == record[1 + 2 * 1024 + 5 * 32 + 7]
+    (folder / "data_batch_3.bin").write_bytes(b"\0" * 5000)
+    with pytest.raises(NeedsError, match="data_batch_3.bin has 5000 bytes, no multiple of 3073"):
+        data.build(tmp_path, CIFAR, folder)
+
+
+def test_augmentation_moves_mirrors_and_keeps_the_size() -> None:
+    x = torch.zeros(64, 1, 32, 32)
+    x[:, :, 10, 5:9] = 1
+    out = judges.augmented(x, torch.Generator().manual_seed(0))
+    assert out.shape == (64, 3, 32, 32)
+    assert {float(v) for v in out.sum((2, 3)).unique()} == {4.0}
+    left = out[:, 0].amax(1).argmax(1)
+    assert {*range(3, 8)} >= {int(v) for v in left if v < 16}
+    assert 10 < int((left > 16).sum()) < 54
+    plain = judges.augmented(x, torch.Generator().manual_seed(0), flip=False)
+    assert int((plain[:, 0].amax(1).argmax(1) > 16).sum()) == 0
+
+
+def test_the_stages_make_a_model_that_loads_with_its_judges(
+    work: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, batch in ((judges, 16), (ddpm, 4)):
+        monkeypatch.setattr(module, "BATCH", batch)
+    judges.train(work, source, "b", 2)
+    judges.train(work, source, "features", 25)
+    for which in "a":
+        judges.train(work, source, which, 1)
+    ddpm.train(work, source, 2, guidance=1.5)
+    monkeypatch.setattr(card, "COUNT", 20)
+    monkeypatch.setattr(card, "CHUNK", 10)
+    monkeypatch.setattr(card, "GRID", 2)
+    monkeypatch.setattr(ddpm, "STEPS", 2)
+    ddpm.export(work / "pipeline", ddpm.network(source), source, 1.0)
+    for log in work.glob("*.jsonl"):
+        # written every 50 steps
+        log.write_text('{"step": 50, "loss": 0.5, "seconds": 3}\n')
+    folder = card.assemble(work, source)
+    model = load(folder)
+    assert model.world is not None
+    assert model.world.name == "fashion"
+    assert model.sampling.steps == 2
+    panel = load_panel(folder, "judge-b", "fashion64")
+    assert panel.real.shape == (40, 64)
+    text = (folder / "card.md").read_text()
+    assert "fid_fashion64" in text
+    assert "| Sneaker |" in text
+    # a feature network that has learned anything tells bright squares from dark ones
+    seen = [panel.real[panel.labels == c].mean(0) for c in (0, 1, 9)]
+    assert (seen[0] - seen[2]).norm() > (seen[0] - seen[1]).norm() > 0
+    assert load_judge(folder / "features.safetensors").name == "fashion64"
+
+
+def test_the_network_is_small_and_takes_the_empty_class() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    unet = ddpm.network(FASHION)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        unet(torch.zeros(1, 1, 32, 32), torch.tensor([5]), class_labels=torch.tensor([10]))
+    assert counter.get_total_flops() < 0.32e9
+    assert sum(p.numel() for p in unet.parameters()) < 1.5e6
+
+
+def test_a_class_left_out_is_never_seen(work: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    floats = data.Pictures.floats
+
+    def spy(self: data.Pictures, index: torch.Tensor) -> torch.Tensor:
+        seen.extend(self.labels[index].tolist())
+        return floats(self, index)
+
+    monkeypatch.setattr(data.Pictures, "floats", spy)
+    monkeypatch.setattr(ddpm, "BATCH", 8)
+    ddpm.train(work, source, 3, without="sneaker")
+    assert len(seen) == 24
+    assert 7 not in seen
+    assert load(work / "pipeline-without-7").world is not None
+    assert ddpm.absent(FASHION, "7") == 7
+    with pytest.raises(ConceptError, match="Did you mean 'Sneaker'"):
+        ddpm.absent(FASHION, "Sneakers")
+
+
+def test_the_command_line_tells_an_error_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fashion", "data", "--work", str(tmp_path), "--source", str(tmp_path / "no")])
+    assert recipe.main() == 2
+    assert capsys.readouterr().err.startswith("error: Fashion-MNIST is not at")
+    with pytest.raises(SettingError, match="Worlds: fashion, cifar10"):
+        recipe.place("mnist", tmp_path)
+
+
+def test_completion_knows_the_classes() -> None:
+    from types import SimpleNamespace
+
+    from expunge import complete
+
+    asked = SimpleNamespace(params={"model": "fashion"})
+    assert complete.concepts(asked, "s") == ["Sandal", "Shirt", "Sneaker"]
+    assert ("fashion" in complete.MODELS) == (complete.FASHION / "model_index.json").is_file()
