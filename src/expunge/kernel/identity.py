@@ -1,0 +1,160 @@
+"""Score-identity distillation: a one-step generator, and the fake score that follows it.
+
+    x        = clean prediction of theta at (sigma* z, t*), z ~ N(0, 1)          the generator: one network call
+    L(psi)   = || psi(x_t, t, c) - out(x, eps) ||^2, x held fixed                the fake score learns theta's samples
+    L(theta) = (P - S) . [(P - x) - alpha (P - S)] / w,  w = sg mean |P - x|     gradient through theta, phi and psi
+
+P and S are the clean predictions of the teacher phi and of psi at x_t = alpha_t x + sigma_t eps. With psi optimal, the
+expectation of (P - S) . (S - x) is zero, so alpha = 0 is the squared distance of the two scores; the larger alphas
+that are used stand in for the gradient that runs through psi's own training. With guidance k, phi and psi are
+`e_0 + k (e_c - e_0)` everywhere, also where psi learns (long and short guidance). Then theta needs none.
+
+Clean predictions are the same function in every parameterisation, and so is the loss of theta. Noise levels
+sigma / alpha are settings instead of times: 2.5 for t* and 0.138 to 13 for t are the times 625, 20 and 979 that are
+published for Stable Diffusion, and the 440, 38 and 711 for DDPM.
+
+Zhou et al., Score identity Distillation, ICML 2024. arXiv:2404.04057
+Zhou et al., Guided Score identity Distillation (long and short guidance), ICLR 2025. arXiv:2406.01561
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .condition import Condition
+from .model import Model
+from .path import native
+from .sampler import Predict, clean, guided, one_step
+from .state import State
+from .student import Student
+
+SMALLEST = 1e-5  # of the weight w, as published
+
+
+def identity(x: Tensor, p: Tensor, s: Tensor, alpha: float) -> Tensor:
+    """Return the generator's loss of each sample, (b,).
+
+    Args:
+        x: samples of the generator, (b, ...).
+        p: clean predictions of the teacher at noised samples, shape of x.
+        s: those of the fake score.
+        alpha: correction for the fake score's dependence on the generator.
+    """
+    w = (p - x).detach().abs().flatten(1).mean(1).clamp(min=SMALLEST)
+    return ((p - s) * ((p - x) - alpha * (p - s))).flatten(1).mean(1) / w
+
+
+def full(e: Predict) -> Predict:
+    """Return a network's prediction in float32: bf16 is for its inside, not for differences of predictions."""
+    return lambda x_t, t, c: e(x_t, t, c).float()
+
+
+def mixed(device: torch.device) -> torch.autocast:
+    """Return bf16 arithmetic where the device has it; trained weights stay float32, or small updates would be lost."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+
+
+class Distillation:
+    """Teacher, fake score and one-step generator.
+
+    Args:
+        model: a model that is sampled in steps, or a generator that was distilled from one and goes on as it is.
+        state: of the fit; gets both trained networks, supplies randomness.
+        group, rank: what is trained of generator and fake score, as in `Denoiser.unlock`.
+        noise: sigma / alpha that the generator starts from; a generator keeps its own.
+        least, most: sigma / alpha between which scores are compared.
+        guidance: scale k; 1 for none.
+        alpha: see `identity`.
+        dropout: share of prompts that the fake score learns as the empty one, which guidance needs.
+
+    Attributes:
+        phi, psi, theta: the denoisers of teacher, fake score and generator.
+        fake, generator: what is trained of psi and theta.
+        t: time of the generator's only call.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        state: State,
+        *,
+        group: str,
+        rank: int,
+        noise: float,
+        least: float,
+        most: float,
+        guidance: float,
+        alpha: float,
+        dropout: float,
+    ) -> None:
+        self.phi, self.path, self.device = model.teacher, model.denoiser.path, model.device
+        self.t = self.path.time(noise) if model.one_step is None else model.one_step.t
+        self.first, self.last = self.path.time(least), self.path.time(most)
+        self.guidance, self.alpha, self.dropout, self.random = guidance, alpha, dropout, state.generator
+        own = [] if rank else model.denoiser.names(group)
+        self.theta, self.psi = model.denoiser.clone(own), self.phi.clone(own)
+        for clone in (self.theta, self.psi):
+            for name in own:
+                weight = clone.module.get_parameter(name)
+                weight.data = weight.data.float()
+        self.generator: Student = state.keep("theta", self.theta.unlock(group, rank, state.generator))
+        self.fake: Student = state.keep("psi", self.psi.unlock(group, rank, state.generator))
+        # a model that was trained without label dropout has no empty prompt, and needs none without guidance
+        self.null = None if guidance == 1.0 else model.encode("")
+
+    def fake_loss(self, c: Condition) -> Tensor:
+        """Return the fake score's loss on fresh samples of conditions (b), one each, (b,)."""
+        with mixed(self.device):
+            with torch.no_grad():
+                x = self.sample(c)
+            x_t, t, eps = self.noised(x)
+            truth = native(self.psi.kind, x, eps, *self.path.levels(t, x))
+            out = self.told(self.psi, self.dropped(c))(x_t, t)
+        return (out - truth).square().flatten(1).mean(1)
+
+    def generator_loss(self, c: Condition, wanted: Condition) -> Tensor:
+        """Return the generator's loss on fresh samples, one a condition, (b,).
+
+        Args:
+            c: what the generator and the fake score are told, (b).
+            wanted: what the teacher is told, (b); `c` itself to distil it, something else to forget it.
+        """
+        with mixed(self.device), self.fake.frozen():
+            x = self.sample(c)
+            x_t, t, _ = self.noised(x)
+            p = clean(self.phi, self.told(self.phi, wanted), x_t, t)
+            s = clean(self.psi, self.told(self.psi, c), x_t, t)
+        return identity(x, p, s, self.alpha)
+
+    def sample(self, c: Condition) -> Tensor:
+        """Return one sample a condition, with gradient where the generator has one."""
+        return self.drawn(self.theta, c, self.normal(len(c)))
+
+    def drawn(self, e: Predict, c: Condition, z: Tensor) -> Tensor:
+        """Return what a network, used as the generator, makes of noise z (b, ...)."""
+        return one_step(self.theta, guided(full(e), c, c, 1.0), z, self.t)
+
+    def told(self, e: Predict, c: Condition) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a network's guided native prediction as a function of (x_t, t)."""
+        return guided(full(e), c, c if self.null is None else self.null, self.guidance)
+
+    def noised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (x_t, t, eps) of clean samples."""
+        t = torch.randint(self.first, self.last + 1, (len(x),), generator=self.random).to(self.device)
+        eps = self.normal(len(x))
+        return self.path.noised(x, eps, t), t, eps
+
+    def normal(self, n: int) -> Tensor:
+        """Return n latents of standard normal noise."""
+        return torch.randn(n, *self.theta.shape, generator=self.random).to(self.device)
+
+    def dropped(self, c: Condition) -> Condition:
+        """Return conditions of which some are replaced by the empty one."""
+        if self.null is None:
+            return c
+        rows = torch.arange(len(c)).masked_fill(torch.rand(len(c), generator=self.random) < self.dropout, len(c))
+        return Condition.cat([c, self.null])[rows.to(self.device)]

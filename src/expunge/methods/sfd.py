@@ -1,0 +1,136 @@
+"""SFD - score forgetting distillation.
+
+Distils the model into a one-step generator that never learns the concept: where the generator and its fake score are
+told the forgotten prompt, the teacher is told a safe one. Data-free: all samples are the generator's own.
+
+    L(psi)   = l_psi(c_r) + lambda l_psi(c_f)
+    L(theta) = l_theta(c_r; phi told c_r) + lambda l_theta(c_f; phi told c')
+
+with the two losses of score-identity distillation, one update of psi and one of theta in turn (`kernel/identity.py`).
+On a generator that was distilled before, forgetting starts from it (two stages); on a multi-step model it distils and
+forgets at once (one stage). Everything is written in clean predictions, so that eps, x0, v and flow networks do alike;
+the released code stops at the first update of a v network.
+
+Notation    phi: teacher · psi: fake score · theta: generator · c_r: retained prompt · c_f: forgotten prompt · c': its
+            safe one, about the anchor; without an anchor each forgotten prompt has a retained one, fixed for the run
+Erases      classes; objects, persons and styles of a text-to-image model
+Limits      the result draws in one step only; what is not among the retained prompts is not distilled; the losses swing
+            around zero, so look at `distance`, `retained` and `recalled` instead
+Reference   Chen et al., Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion
+            Models, ICLR 2025. arXiv:2409.11219
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
+
+from .. import prompts
+from ..concept import Targets
+from ..edits import GeneratorEdit, generator_of
+from ..errors import ConceptError, NeedsError
+from ..kernel.descent import Descent
+from ..kernel.identity import Distillation
+from ..kernel.model import Model
+from ..kernel.state import State, Step
+from ..kernel.student import Ema
+from ..kernel.watch import Watch, spaced
+from .base import Needs, Paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFD:
+    """Score forgetting distillation; the module's docstring has the losses."""
+
+    group: Annotated[str, "weights to train, of generator and fake score"] = "all"
+    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else low-rank updates (LoRA)"] = 0
+    forget: Annotated[float, Ge(0), Le(100), "lambda: weight of the forgotten prompts"] = 1.0
+    guidance: Annotated[float, Ge(0), Le(30), "guidance scale, in training too; 0 for the model's own, 1 for none"] = (
+        0.0
+    )
+    alpha: Annotated[float, Ge(0), Le(2), "correction for the fake score's dependence on the generator"] = 1.0
+    noise: Annotated[float, Gt(0), Le(100), "sigma / alpha that the generator starts from"] = 2.5
+    least: Annotated[float, Gt(0), Le(100), "lowest sigma / alpha at which scores are compared"] = 0.138
+    most: Annotated[float, Gt(0), Le(100), "highest sigma / alpha at which scores are compared"] = 13.0
+    dropout: Annotated[
+        float, Ge(0), Lt(1), "share of prompts that the fake score learns as empty; with guidance only"
+    ] = 0.1
+    steps: Annotated[int, Ge(0), Le(10_000_000), "updates of fake score and generator each"] = 200
+    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 1e-4
+    fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 3e-4
+    batch: Annotated[int, Ge(1), Le(4096), "retained and as many forgotten samples an update"] = 16
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.95
+    prompts: Annotated[str, "file of prompts to retain, one a line; empty: the kept concepts'"] = ""
+    probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 25
+
+    family: ClassVar[str] = "score distillation"
+    paper: ClassVar[Paper] = Paper(
+        "chen2025score",
+        "Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion Models",
+        "Chen, Tianqi and Zhang, Shujian and Zhou, Mingyuan",
+        2025,
+        "International Conference on Learning Representations",
+        "2409.11219",
+    )
+    needs: ClassVar[Needs] = Needs(text=False, steps=False)
+
+    def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, GeneratorEdit]:
+        """Train fake score and generator in turn; yields a Step an update of both, returns the generator."""
+        retained, forgotten, safe = self.divided(targets)
+        game = Distillation(
+            model, state, group=self.group, rank=self.rank, noise=self.noise, least=self.least, most=self.most,
+            guidance=self.guidance or model.sampling.guidance, alpha=self.alpha, dropout=self.dropout,
+        )  # fmt: skip
+        fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
+        opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
+        ema = state.keep("ema", Ema(game.generator, self.decay))
+        seen = [model.encode(spaced(x)) for x in (retained, forgotten, safe)]
+        sets = {"retained": (seen[0], None), "recalled": (seen[1], seen[2])}
+        watch = state.keep("watch", Watch(game, state, lambda: ema.shadow, sets, self.probe))
+
+        def made() -> GeneratorEdit:
+            return generator_of(model, game.generator, ema.shadow, game.t)
+
+        state.applied = lambda: made().on(model)
+        for i in state.steps(self.steps):
+            r, f = (self.draw(len(x), state) for x in (retained, forgotten))
+            c = model.encode([*(retained[j] for j in r), *(forgotten[j] for j in f)])
+            wanted = model.encode([*(retained[j] for j in r), *(safe[j] for j in f)])
+            learned = fake.step(**self.terms(game.fake_loss(c)))
+            losses = opt.step(**self.terms(game.generator_loss(c, wanted)))
+            ema.update()
+            yield Step(i, self.steps, {**losses, "fake": sum(learned.values()), **watch.look(i, self.steps)})
+        return made()
+
+    def draw(self, n: int, state: State) -> list[int]:
+        """Return `batch` of n prompts."""
+        return torch.randint(n, (self.batch,), generator=state.generator).tolist()
+
+    def terms(self, losses: Tensor) -> dict[str, Tensor]:
+        """Return the loss terms of samples, the first half retained and the second forgotten."""
+        retained, forgotten = torch.split(losses, self.batch)
+        return {"retain": retained.mean(), "forget": self.forget * forgotten.mean()}
+
+    def divided(self, targets: Sequence[Targets]) -> tuple[Sequence[str], list[str], list[str]]:
+        """Return the retained prompts, the forgotten ones and, row for row, their safe ones.
+
+        Raises:
+            NeedsError: nothing is retained.
+            ConceptError: a concept is to become another that is forgotten as well.
+        """
+        forgotten = [p for target in targets for p in target.prompts]
+        anchors = [a for target in targets for a in target.anchors]
+        if lost := set(anchors) & set(forgotten):
+            raise ConceptError(f"{min(lost)!r} is to be forgotten and to be drawn instead. Give another anchor.")
+        retained = prompts.read(self.prompts) if self.prompts else [k for target in targets for k in target.keeps]
+        if not retained:
+            raise NeedsError(
+                "sfd distils what is retained, and nothing is. Give --keep, or a file of prompts: --set prompts=FILE."
+            )
+        # fixed for the run: a prompt that is steered to many at once would be drawn as their average
+        return retained, forgotten, [a or retained[i * len(retained) // len(anchors)] for i, a in enumerate(anchors)]

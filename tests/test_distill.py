@@ -1,0 +1,249 @@
+"""Distillation: resumes bit for bit, notices a collapse, says what is missing; its command; what the watch sees."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge import checkpoint, cli, prompts
+from expunge.backbones import load, tiny, toy
+from expunge.concept import World
+from expunge.distill import SiD, distill, estimate
+from expunge.edits import GeneratorEdit, load_edit
+from expunge.errors import BadRun, Diverged, NeedsError, SettingError
+from expunge.kernel.identity import Distillation
+from expunge.kernel.model import Model
+from expunge.kernel.state import Probe, State, Step
+from expunge.kernel.watch import SAMPLES, Watch, energy_distance, recognised, spaced, spread
+from expunge.records import CHECKPOINT, Run
+
+WORDS = "a cat\na dog\na house\na bomb\n"
+GAME: dict[str, Any] = {
+    "group": "cross-attention", "rank": 0, "noise": 2.5, "least": 0.138, "most": 13.0, "guidance": 1.0, "alpha": 1.0,
+    "dropout": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Generator[None]:
+    """A sum's order depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file of prompts; the teacher of what is distilled on it draws in a moment."""
+    monkeypatch.setattr("expunge.kernel.watch.STEPS", 2)
+    path = tmp_path / "prompts.txt"
+    path.write_text(WORDS)
+    return str(path)
+
+
+def quick(words: str, **changes: Any) -> SiD:
+    return SiD(**{"steps": 4, "batch": 2, "lr": 1e-3, "probe": 2, "prompts": words} | changes)
+
+
+def same(a: GeneratorEdit, b: GeneratorEdit) -> bool:
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def stop_at(i: int, seen: list[Step]) -> Any:
+    def progress(step: Step) -> None:
+        seen.append(step)
+        if step.i == i:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_resumes_bit_for_bit(words: str, tmp_path: Path, rank: int) -> None:
+    model, method = tiny.model(), quick(words, rank=rank, group="cross-attention")
+    undisturbed, seen = distill(model, method, seed=3), list[Step]()
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, method, seed=3, out=tmp_path / "run", save_every=0, progress=stop_at(1, seen))
+    with pytest.raises(BadRun, match="seed: 3 then, 4 now"):
+        distill(model, method, seed=4, out=tmp_path / "run", resume=True)
+    edit = distill(model, method, seed=3, out=tmp_path / "run", resume=True, progress=stop_at(-1, seen))
+    assert [step.i for step in seen] == [0, 1, 2, 3]
+    assert same(edit, undisturbed)
+    assert undisturbed.card is not None
+    card = Run.open(tmp_path / "run").card
+    assert (card.method, card.kind, card.concepts, card.steps) == ("sid", "generator", [], 4)
+    assert card.losses == undisturbed.card.losses
+    assert {k: len(v) for k, v in card.losses.items()} == {"identity": 4, "fake": 4, "distance": 2, "recognised": 2}
+    # a finished run is given back
+    assert same(distill(model, method, seed=3, out=tmp_path / "run", resume=True), edit)
+    assert not same(distill(model, method, seed=4), edit)
+
+
+def test_only_the_group_is_trained_and_the_average_is_the_result(words: str) -> None:
+    model = tiny.model()
+    before = {f"unet.{n}": p.detach().clone() for n, p in model.denoiser.module.named_parameters()}
+    moved = {}
+    for decay in (0.0, 0.9):
+        values = distill(model, quick(words, steps=1, decay=decay, group="text-readers", probe=0)).tensors()
+        values.pop("t")
+        assert {k.partition(".")[2] for k in values} == set(model.denoiser.names("text-readers"))
+        moved[decay] = torch.cat([(v - before[k]).flatten() for k, v in values.items()])
+    assert moved[0.0].norm() > 1e-3
+    torch.testing.assert_close(moved[0.9], 0.1 * moved[0.0], atol=1e-6, rtol=0)
+
+
+def test_a_judge_sees_the_generator_and_can_end_the_fit(words: str) -> None:
+    """A probe of the door looks at the model: a method that trains a copy puts it in."""
+    from expunge.door import erase
+
+    model, seen = tiny.model(), []
+
+    def measure(shown: Model) -> float:
+        seen.append((shown.one_step is not None, shown.fingerprint()))
+        return 1.0 if len(seen) < 2 else 0.0
+
+    edit = erase(model, (), quick(words, probe=0, steps=9), probe=Probe(measure, until=0.5, every=1))
+    assert edit.card is not None
+    assert edit.card.steps == 2
+    assert [one_step for one_step, _ in seen] == [True, True]
+    assert len({fingerprint for _, fingerprint in seen} | {model.hash}) == 3
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_refuses_before_any_work(words: str, tmp_path: Path) -> None:
+    out, empty = tmp_path / "run", tmp_path / "empty.txt"
+    empty.write_text("\n \n")
+    with pytest.raises(NeedsError, match="what 'tiny' can draw is not known.*--set prompts=FILE"):
+        distill(tiny.model(), out=out)
+    with pytest.raises(SettingError, match="cannot be read"):
+        distill(tiny.model(), quick(str(tmp_path / "none.txt")), out=out)
+    with pytest.raises(SettingError, match="are empty"):
+        distill(tiny.model(), quick(str(empty)), out=out)
+    with pytest.raises(SettingError, match="batch=0"):
+        distill(tiny.model(), quick(words, batch=0), out=out)
+    assert not out.exists()
+    model = distill(tiny.model(), quick(words, steps=0)).settle(tiny.model())
+    with pytest.raises(NeedsError, match="sid needs a model that is sampled in steps"):
+        distill(model, quick(words), out=out)
+    assert not out.exists()
+
+
+def test_a_world_is_told_in_all_its_prompts() -> None:
+    world = World("w", ("bomb", "cat"), ("flat", "round"), {}, ("{c}", "a {x} {c}"), ("{c}",))
+    assert prompts.known(world) == ("bomb", "a flat bomb", "a round bomb", "cat", "a flat cat", "a round cat")
+    model = toy.model()
+    model.world = world
+    assert SiD().told(model) == prompts.known(world)
+
+
+# ------------------------------------------------------------------------------------------------------------ the watch
+
+
+def test_a_collapse_stops_and_the_last_good_state_stays(words: str, tmp_path: Path) -> None:
+    model = tiny.model()
+    fingerprint = model.fingerprint()
+    wild = quick(words, lr=1.0, steps=50, decay=0.0, probe=1)
+    with pytest.raises(Diverged, match=r"has collapsed: .* at step .*lies in .*state\.safetensors") as caught:
+        distill(model, wild, out=tmp_path / "run", save_every=0)
+    assert model.fingerprint() == fingerprint
+    run = Run.open(tmp_path / "run")
+    assert run.card.status == f"diverged at step {caught.value.step}"
+    saved = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+    assert saved["done"] <= caught.value.step
+    assert checkpoint.finite(saved)
+    assert not (tmp_path / "run" / "edit.safetensors").exists()
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3, float("nan")])
+def test_no_collapsed_generator_is_kept(factor: float) -> None:
+    model, state = toy.model("v"), State(0)
+    game = Distillation(model, state, **GAME)
+    c = model.encode(spaced(["cat", "dog", "bomb", "house"]))
+    factors = [1.0]
+    weights = game.generator.weights
+    watch = Watch(game, state, lambda: {k: v.detach() * factors[0] for k, v in weights.items()}, {"all": (c, None)}, 1)
+    state.keep("watch", watch)
+    assert state.state_dict()["watch"] == {}
+    figures = watch.look(0, 5)
+    assert figures["all"] == 1.0
+    # of its Gaussians the generator has the means, and hardly any of the spread
+    assert 0 <= figures["distance"] < 0.1
+    factors[0] = factor
+    for look in (lambda: watch.look(0, 5), state.state_dict):
+        with pytest.raises(Diverged, match="has collapsed"):
+            look()
+
+
+def test_the_energy_distance_is_zero_for_one_distribution_and_one_for_two_points() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 400, 3, generator=g).unbind()
+    assert abs(energy_distance(a, b)) < 0.01
+    assert 0.05 < energy_distance(a, b + 1) < energy_distance(a, b + 3) < energy_distance(a, b + 1e4)
+    assert energy_distance(a, b + 1e4) == pytest.approx(1, abs=1e-3)
+    assert spread(2 * a) == pytest.approx(2 * spread(a))
+
+
+def test_the_teacher_tells_its_own_samples_from_others() -> None:
+    model, g = toy.model("eps"), torch.Generator().manual_seed(0)
+    cat, dog = (model.encode([word] * SAMPLES) for word in ("cat", "dog"))
+    pictures = model.generate(["cat"] * SAMPLES, seeds=range(SAMPLES))
+    x, eps = pictures * 2 - 1, torch.randn(pictures.shape, generator=g)
+    assert recognised(model.denoiser, x, cat, dog, eps) == 1
+    assert recognised(model.denoiser, x, dog, cat, eps) == 0
+    assert recognised(model.denoiser, x, dog, dog, eps) == 0.5
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], words: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ["-s", f"prompts={words}", "-s", "steps=4", "-s", "batch=2", "-s", "probe=2"]
+    assert cli.main(["distill", "tiny", "--out", str(out), *settings]) == 0
+    found = capsys.readouterr()
+    assert found.out == f"Run: {out}\n"
+    assert "distil   4 prompts, guidance 3\n" in found.err
+    assert "cost     4 updates of 18 forward passes of 2 samples: about 0:00:0" in found.err
+    assert "update 2: distance " in found.err
+    assert "update 4: distance " in found.err
+    edit = load_edit(out)
+    assert isinstance(edit, GeneratorEdit)
+    assert load(out).one_step is not None
+    assert cli.main(["distill", "tiny", "--out", str(out), *settings]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert cli.main(["generate", str(out), "--prompt", "a cat", "--seeds", "0-1", "--out", str(tmp_path / "p")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--set prompts=FILE"),
+        (["--set", "stepz=3"], "unknown setting 'stepz' of SiD.*Did you mean 'steps'"),
+        (["--recipe", "recipes/esd.toml"], "is a recipe of 'esd'"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_bad_input(capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str) -> None:
+    import re
+
+    given = [a.replace("recipes/", f"{Path(__file__).parents[1] / 'recipes'}/") for a in arguments]
+    assert cli.main(["distill", "tiny", *given, "--out", str(tmp_path / "run")]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_estimate_grows_with_what_there_is_to_do(words: str) -> None:
+    assert (SiD().passes(1.0), SiD().passes(5.0)) == (11, 18)
+    model = tiny.model()
+    assert estimate(model, quick(words, steps=100_000)) > estimate(model, quick(words, steps=10)) > 0
