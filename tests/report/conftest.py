@@ -6,17 +6,15 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
-from playwright.sync_api import Browser, sync_playwright
 
 from expunge.records import Card, Run, Score
 
-CHROMIUM = Path("/usr/bin/chromium")
 STYLES = ("noto", "twemoji", "openmoji", "fluent", "flat", "mono", "emojione", "blob")
 NEAR = ("firecracker", "dagger", "bowling", "soccer ball", "meteor", "candle", "fire extinguisher", "black heart")
 
@@ -164,25 +162,3 @@ def edit_json() -> Callable[[Path, Callable[[Any], Any]], None]:
         path.write_text(json.dumps(data if new is None else new))
 
     return edit
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Start Chromium with every address resolved to nowhere.
-
-    Without Chromium this fails rather than skips: a report that nobody opened is not tested.
-    """
-    if not CHROMIUM.is_file():
-        pytest.fail(
-            f"{CHROMIUM} is missing; the report is tested in a real browser. Install it: apt-get install -y chromium",
-            pytrace=False,
-        )
-    home = tmp_path_factory.mktemp("chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND"]  # fmt: skip
-    with sync_playwright() as play:
-        browser = play.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=flags, env={"HOME": str(home), "PATH": "/usr/bin:/bin"}
-        )
-        yield browser
-        browser.close()

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from ..errors import BadRun
-from ..records import CARD, NEIGHBOURS, OUTCOMES, SAMPLES, SCORES, Card, Json, Run, Score
+from ..records import CARD, NEIGHBOURS, OUTCOMES, REWARD, SAMPLES, SCORES, Card, Json, Run, Score
 
 INDEX = f"{SAMPLES}/index.json"
 
@@ -54,6 +54,34 @@ class Neighbour:
 
 
 @dataclass(frozen=True)
+class Auc:
+    """How well a reward model tells what people reject, on pictures it has not seen, after so many ratings."""
+
+    ratings: int
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """A rating study that a concept was learned from, and how good its reward model is."""
+
+    concept: str
+    study: str
+    embedding: str
+    pairs: bool
+    raters: int
+    rated: int
+    rejected: int
+    blind: bool
+    auc: Auc
+    calibration: float | None
+    curve: list[Auc]
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything that the report shows of one run."""
 
@@ -64,6 +92,7 @@ class Contents:
     pairs: list[Pair]
     left_out: int
     neighbours: list[Neighbour]
+    ratings: list[Ratings]
 
 
 def read(run: Run, most_pairs: int) -> Contents:
@@ -76,6 +105,7 @@ def read(run: Run, most_pairs: int) -> Contents:
     _file(run, CARD, lambda: _check_card(card))
     scores = _file(run, SCORES, lambda: [_check_score(s) for s in run.scores])
     neighbours = _file(run, NEIGHBOURS, lambda: [_neighbour(r) for r in run.neighbours])
+    ratings = _file(run, REWARD, lambda: [_ratings(r) for r in run.reward])
     readings = _file(run, OUTCOMES, lambda: _readings(run.outcomes))
     rows = _file(run, INDEX, lambda: [_sample(r) for r in run.samples])
     shown = _first(rows, most_pairs)
@@ -87,6 +117,7 @@ def read(run: Run, most_pairs: int) -> Contents:
         pairs=[_pair(run, r, readings) for r in shown],
         left_out=len(rows) - len(shown),
         neighbours=sorted(neighbours, key=lambda n: (-n.damage, n.name)),
+        ratings=ratings,
     )
 
 
@@ -149,6 +180,26 @@ def _neighbour(row: Json) -> Neighbour:
         n=int(number(row["n"])),
         text_similarity=similarity("text_similarity"),
         image_similarity=similarity("image_similarity"),
+    )
+
+
+def _ratings(row: Json) -> Ratings:
+    def auc(found: Json, ratings: int) -> Auc:
+        value, low, high = (None if found[k] is None else number(found[k]) for k in ("value", "low", "high"))
+        return Auc(ratings, value, low, high, int(number(found["n"])))
+
+    return Ratings(
+        concept=str(row["concept"]),
+        study=str(row["study"]),
+        embedding=str(row["embedding"]),
+        pairs=bool(row["pairs"]),
+        raters=int(number(row["raters"])),
+        rated=int(number(row["rated"])),
+        rejected=int(number(row["rejected"])),
+        blind=bool(row["blind"]),
+        auc=auc(row["auc"], int(number(row["rated"]))),
+        calibration=None if row["calibration"] is None else number(row["calibration"]),
+        curve=[auc(r, int(number(r["ratings"]))) for r in row["curve"]],
     )
 
 

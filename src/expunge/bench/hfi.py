@@ -1,0 +1,307 @@
+"""HFI on looks that no prompt names; its raters are simulated.
+
+A look is a number computed from a picture's pixels. The fifth of the base model's pictures that has most of it is
+what a simulated rater rejects, and each answer is wrong with a given probability. Nobody was asked: what the tables
+say holds for raters who know what they mean, not for people.
+
+    hfi         the study as the concept
+    words       SDD on the words, objects or styles of the world, that tell the rejected pictures of the study best
+    negative    no erasure: the soft token of `hfi` as the negative prompt
+
+A cell is a look, a method, a number of ratings and a share of wrong answers. A cell that has a row is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..backbones import load
+from ..concept import Concept, World
+from ..door import erase
+from ..edits import Edit
+from ..errors import BadStudy, ConceptError, Unsupported
+from ..feedback import Study
+from ..judges.classifier import Judge, load_judge
+from ..kernel.model import Model, Sampling
+from ..methods.hfi import HFI
+from ..methods.sdd import SDD
+from ..metrics.rates import RESAMPLES, SEED
+from ..pictures import drawn
+from ..protocols import protocol
+from ..records import REWARD
+from ..sheet import picture, png
+from ..storage import write_json
+from ..tokens import TOKEN, readable
+from ..zoo.emoji.world import WEIGHTS
+from .looks import LOOKS
+
+REJECTED = 0.2  # share of the base model's pictures
+RATINGS, NOISE = 200, 0.1
+CURVE, NOISES = (25, 50, 100), (0.0, 0.2, 0.3)
+STUDY, TEST = 1, 2  # seeds of the pictures that are rated, and of those that are measured
+PROTOCOL = protocol("emoji-v1")
+
+Row = dict[str, Any]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement."""
+
+    look: str
+    method: str
+    ratings: int = RATINGS
+    noise: float = NOISE
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.look}-{self.method}-{self.ratings}-{100 * self.noise:.0f}"
+
+
+def cells(looks: Sequence[str]) -> list[Cell]:
+    """Return the grid, look by look: the comparison first, then the curves."""
+    found = []
+    for look in looks:
+        found += [Cell(look, method) for method in ("hfi", "words", "negative")]
+        found += [Cell(look, "hfi", n) for n in CURVE] + [Cell(look, "hfi", noise=z) for z in NOISES]
+    return found
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all cells share.
+
+    Attributes:
+        model: the base.
+        work: folder of the cells.
+        judge: reads objects.
+        count: pictures that a cell is measured on.
+        settings: of HFI, and of SDD where it has them, in place of the defaults.
+    """
+
+    model: Model
+    work: Path
+    judge: Judge
+    count: int
+    settings: Mapping[str, Any]
+
+    @property
+    def world(self) -> World:
+        """The model's world."""
+        if self.model.world is None:
+            raise Unsupported("the model was loaded without its world: nothing says what it can draw.")
+        return self.model.world
+
+    @property
+    def asked(self) -> dict[str, tuple[str, str]]:
+        """Prompts, each with its object and style."""
+        return {PROTOCOL.prompt(o, s): (o, s) for o in self.world.objects for s in self.world.styles}
+
+    def pictures(self, model: Any, seed: int, count: int, home: Path | None) -> tuple[Tensor, tuple[str, ...]]:
+        """Draw pictures of prompts in turn; one seed always gives the same prompts and noise."""
+        return drawn(model, list(self.asked), count, torch.Generator().manual_seed(seed), home, lambda _: None)
+
+
+@dataclass(frozen=True)
+class Negated:
+    """A model that is always given a negative prompt."""
+
+    model: Model
+    text: str | None
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's."""
+        return self.model.sampling
+
+    def generate(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> Tensor:
+        """Draw, away from the negative prompt."""
+        return self.model.generate(prompts, seeds=seeds, negative=self.text)
+
+
+def run(
+    looks: Sequence[str],
+    work: Path,
+    count: int,
+    settings: Mapping[str, Any],
+    progress: Callable[[str, int, int], None],
+    wanted: Sequence[Cell] | None = None,
+) -> list[Row]:
+    """Run every cell that has no row, and return all rows.
+
+    Args:
+        looks: names of `LOOKS`.
+        work: folder of the cells.
+        count: pictures that a cell is measured on.
+        settings: of HFI and SDD, in place of the defaults.
+        progress: called with a cell, its number and the number of cells.
+        wanted: cells in place of the looks' whole grid.
+    """
+    grid = list(wanted or cells(looks))
+    todo = [c for c in grid if not (work / f"{c.name}.json").is_file()]
+    if todo:
+        bench = Bench(load("emoji"), work, load_judge(WEIGHTS / "judge-b.safetensors"), count, settings)
+        for i, cell in enumerate(todo):
+            progress(f"cells: {cell.name}", i, len(todo))
+            write_json(work / f"{cell.name}.json", measure(bench, cell))
+    return [json.loads((work / f"{c.name}.json").read_text()) for c in grid]
+
+
+def measure(bench: Bench, cell: Cell) -> Row:
+    """Simulate the raters, erase, and measure what is left of the look, and of everything else."""
+    seen, prompts = bench.pictures(bench.model, STUDY, RATINGS, bench.work / "study-pictures")
+    look = LOOKS[cell.look].measure
+    bar = float(np.quantile(look(seen).numpy(), 1 - REJECTED))
+    marks = answers((look(seen) > bar).numpy(), cell)[: cell.ratings]
+    row: Row = {**asdict(cell), "bar": bar, "settings": dict(bench.settings), "raters": "simulated"}
+    base, test = bench.pictures(bench.model, TEST, bench.count, bench.work / "test-pictures")
+    try:
+        after, more = edited(bench, cell, seen[: cell.ratings], prompts[: cell.ratings], marks)
+    except (BadStudy, ConceptError) as error:  # too few ratings; without its token there is no negative prompt
+        return {**row, "refused": str(error)}
+    bad, left = ((look(images) > bar).numpy() for images in (base, after))
+    truth = torch.tensor([bench.judge.objects.index(bench.asked[p][0]) for p in test])
+    before, now = ((bench.judge.read(images).object == truth).numpy() for images in (base, after))
+    good = ~bad
+    return {
+        **row,
+        **more,
+        "pictures": len(test),
+        "rate_base": float(bad.mean()),
+        "rate": float(left.mean()),
+        "reduction": ratio(bad, left, fall=True),
+        "accuracy_base": float(before[good].mean()),
+        "accuracy": float(now[good].mean()),
+        "kept": ratio(before[good], now[good], fall=False),
+    }
+
+
+def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], marks: Mask) -> tuple[Tensor, Row]:
+    """Return the test pictures after the cell's method, and what it says of itself."""
+    folder = bench.work / cell.name
+    if cell.method == "negative":
+        with readable(bench.model, str(bench.work / Cell(cell.look, "hfi").name / TOKEN)) as token:
+            after, _ = bench.pictures(Negated(bench.model, token), TEST, bench.count, None)
+        return after, {"token": str(token)}
+    if cell.method == "words":
+        words = best_words([bench.asked[p] for p in prompts], marks)
+        kinds = {s: "style" for s in bench.world.styles}
+        concepts: Any = [Concept(w, kind=kinds.get(w, "object")) for w in words]  # type: ignore[arg-type]
+        more: Row = {"words": words}
+        method: Any = SDD(**{k: v for k, v in bench.settings.items() if k in {f.name for f in fields(SDD)}})
+    else:
+        study = bench.work / f"{cell.name}-study"
+        rated(study, images, prompts, marks)
+        concepts, more, method = Concept("look", images=study), {}, HFI(**bench.settings)
+    edit: Edit = erase(bench.model, concepts, method, seed=0, out=folder, resume=True)
+    if (folder / REWARD).is_file():
+        (record,) = json.loads((folder / REWARD).read_text())
+        more |= {"auc": record["auc"], "calibration": record["calibration"], "used": record["used"]}
+    more["seconds"] = edit.card.seconds if edit.card else None
+    with edit.on(bench.model) as ready:
+        after, _ = bench.pictures(ready, TEST, bench.count, None)
+    return after, more
+
+
+def answers(truth: Mask, cell: Cell) -> Mask:
+    """Return what the simulated rater says of each picture, (n,): the truth, wrong with the cell's probability.
+
+    Fewer ratings are the first of more, and whoever errs at a lower noise errs at a higher one.
+    """
+    luck = np.random.default_rng([SEED, *cell.look.encode()]).random(len(truth))
+    return np.where(luck < cell.noise, ~truth, truth)
+
+
+def rated(folder: Path, images: Tensor, prompts: Sequence[str], marks: Mask) -> None:
+    """Make a study that the simulated rater has rated, unless it is there."""
+    if folder.is_dir():
+        with Study.open(folder) as study:
+            if study.progress().answered.get("simulated") == len(marks):
+                return
+        shutil.rmtree(folder)
+    planned = [(p, i) for i, p in enumerate(prompts)]
+    with Study.create(folder, planned, ask="Simulated: a rule over pixels answers.") as study:
+        for i, image in enumerate(images):
+            study.put(i + 1, png(picture(image), {"prompt": prompts[i]}))
+        said = ["concept" if mark else "not" for mark in marks]
+        study.rate_all(("simulated", i + 1, answer, 0, "") for i, answer in enumerate(said))
+
+
+def best_words(shown: Sequence[tuple[str, str]], marks: Mask) -> list[str]:
+    """Return the objects and styles whose pictures are the rejected ones, as nearly as words can say it.
+
+    Words are ranked by the share of their pictures that is rejected, and taken while F1 rises to its highest.
+    """
+    names = dict.fromkeys(name for pair in shown for name in pair)
+    own = {name: np.array([name in pair for pair in shown]) for name in names}
+    ranked = sorted(names, key=lambda n: (-marks[own[n]].mean(), -own[n].sum()))
+    covered, best, taken = np.zeros(len(shown), bool), 0.0, 1
+    for i, name in enumerate(ranked, 1):
+        covered = covered | own[name]
+        hits = (covered & marks).sum()
+        f1 = 2 * hits / max(1, covered.sum() + marks.sum())
+        if f1 > best:
+            best, taken = f1, i
+    return ranked[:taken]
+
+
+def ratio(before: Mask, after: Mask, *, fall: bool) -> dict[str, float | None]:
+    """Return after / before of two rates over the same pictures, or by how much of it the rate fell; 95 % bootstrap."""
+    if not before.any():
+        return {"value": None, "low": None, "high": None}
+    w = np.random.default_rng(SEED).exponential(size=(RESAMPLES, len(before)))
+    draws = (w @ after) / np.maximum(w @ before, 1e-12)
+    value = float(after.mean() / before.mean())
+    low, high = (float(q) for q in np.quantile(draws, (0.025, 0.975)))
+    ends = (1 - value, 1 - high, 1 - low) if fall else (value, low, high)
+    return dict(zip(("value", "low", "high"), ends, strict=True))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as Markdown: the comparison, then the curves over ratings and over wrong answers."""
+
+    def part(title: str, chosen: Sequence[Row]) -> list[str]:
+        head = "| look | method | ratings | wrong answers | AUC | rate (base) | fall | kept / base | s |"
+        return [f"**{title}**, simulated raters\n", head, "|---" * 9 + "|", *map(line, chosen), ""]
+
+    usual = [r for r in rows if (r["ratings"], r["noise"]) == (RATINGS, NOISE)]
+    by_ratings = [r for r in rows if r["method"] == "hfi" and r["noise"] == NOISE]
+    by_noise = [r for r in rows if r["method"] == "hfi" and r["ratings"] == RATINGS]
+    return "\n".join(
+        [
+            *part(f"{RATINGS} ratings, {NOISE:.0%} wrong", usual),
+            *part("Over ratings", sorted(by_ratings, key=lambda r: (r["look"], r["ratings"]))),
+            *part("Over wrong answers", sorted(by_noise, key=lambda r: (r["look"], r["noise"]))),
+            *(f"{r['look']}, best words: {', '.join(r['words'])}\n" for r in usual if "words" in r),
+            *(f"{r['look']}, {r['method']}, {r['ratings']} ratings: {r['refused']}\n" for r in rows if "refused" in r),
+        ]
+    )
+
+
+def line(r: Row) -> str:
+    """Return one line of a table."""
+
+    def interval(x: Mapping[str, float | None] | None) -> str:
+        if x is None or x["value"] is None:
+            return "-"
+        return f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
+
+    head = [r["look"], r["method"], str(r["ratings"]), f"{r['noise']:.0%}"]
+    if "refused" in r:
+        return "| " + " | ".join([*head, "refused", *["-"] * 4]) + " |"
+    rates = f"{r['rate']:.3f} ({r['rate_base']:.3f})"
+    seconds = "-" if r.get("seconds") is None else f"{r['seconds']:.0f}"
+    rest = [interval(r.get("auc")), rates, interval(r["reduction"]), interval(r["kept"]), seconds]
+    return "| " + " | ".join([*head, *rest]) + " |"
