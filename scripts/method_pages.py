@@ -21,10 +21,9 @@ def page(name: str) -> str:
     lines += [f"Family: {facts['family']}. Needs: {', '.join(facts['needs']) or 'nothing beside the model'}.\n"]
     lines += ["## Settings\n", "| setting | type | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{s['name']}` | {s['type']} | `{s['default']!r}` | {s['help']} |" for s in facts["settings"]]
-    lines += [
-        "\n## Use\n",
-        f"```bash\nexpunge erase emoji --concept bomb --method {name} --out runs/bomb-{name}\n```\n",
-    ]
+    drawn = " --make-images 64" if "images" in facts["needs"] else ""
+    use = f"expunge erase emoji --concept bomb --method {name}{drawn} --out runs/bomb-{name}"
+    lines += ["\n## Use\n", f"```bash\n{use}\n```\n"]
     lines += ["## Cite\n", f"```bibtex\n{methods.get(name).paper.bibtex()}\n```\n"]
     return "\n".join(lines)
 

@@ -120,7 +120,7 @@ def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = expect(capsys, "cite", "sdd")
     assert out.startswith("@")
     assert "2307.05977" in out
-    assert "Did you mean 'sdd'?" in expect(capsys, "cite", "sd", code=2)[1]
+    assert "Did you mean 'sdd'?" in expect(capsys, "cite", "sddd", code=2)[1]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +139,7 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_completion_needs_no_torch() -> None:
     child(
         "from expunge import complete as c; from types import SimpleNamespace as N\n"
-        "assert c.models('em') == ['emoji'] and c.method_names('s') == ['sdd']\n"
+        "assert c.models('em') == ['emoji'] and c.method_names('sd') == ['sdd']\n"
         "assert 'bomb' in c.concepts(N(params={'model': 'emoji'}), 'bo') \n"
         "assert c.concepts(N(params={'model': 'x'}), 'bo') == []\n"
         "assert c.settings(N(params={'method': 'esd'}), 'et') == ['eta=']\n" + HEAVY + "assert not heavy, heavy"
@@ -276,7 +276,8 @@ def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
         capsys, "erase", "tiny", "--concept", "bomb", "--recipe", recipe, "-s", "ridge=0.25", "--out", tmp_path / "r"
     )
     card = Run.open(tmp_path / "r").card
-    assert (card.method, card.settings) == ("uce", {"ridge": 0.25, "preserve": 2.0})
+    assert card.method == "uce"
+    assert card.settings == {"anchorless": "blank", "ridge": 0.25, "preserve": 2.0}
 
 
 @pytest.mark.parametrize(

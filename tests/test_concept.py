@@ -113,3 +113,34 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert Concept.from_json(data) == concept
     with pytest.raises(ConceptError, match="colour"):
         Concept.from_json(data | {"colour": "red"})
+
+
+CLASSES = World("shapes", ("circle", "square", "star"), (), {}, ("{c}",), (), labels=True)
+
+
+@pytest.mark.parametrize("name", ["square", "SQUARE", "1"])
+def test_a_class_goes_by_its_name_or_its_number(name: str) -> None:
+    found = Concept(name, kind="class", anchor="2").resolve(CLASSES)
+    assert (found.concept.name, found.prompts, found.anchors) == ("square", ("square",), ("star",))
+    assert found.keeps == ("circle", "star")
+
+
+@pytest.mark.parametrize(
+    ("concept", "says"),
+    [
+        (Concept("3"), "'3' is not a concept"),
+        (Concept("sqare"), "Near ones: square"),
+        (Concept("1", anchor="square"), "is the concept itself"),
+        (Concept("star", anchor="moon"), "'moon' is not a concept"),
+        (Concept("star", templates=("a {c}",)), "'a star' is not a concept"),
+        (Concept("star", images=Path(), synonyms=("sun",)), "'sun' is not a concept"),
+    ],
+)
+def test_a_world_of_classes_reads_nothing_else(concept: Concept, says: str) -> None:
+    with pytest.raises(ConceptError, match=says):
+        concept.resolve(CLASSES)
+
+
+def test_numbers_are_words_where_there_is_a_text_encoder() -> None:
+    assert WORLD.canonical("1") == ""
+    assert CLASSES.canonical("1") == "square"

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar
 import pytest
 import torch
 from annotated_types import Ge
+from PIL import Image
 
 from expunge import checkpoint, door, flags, methods
 from expunge.backbones import tiny
@@ -37,6 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdd-lowrank": ("sdd", {**SHORT, "steps": 6, "rank": 2}),
     "esd": ("esd", {**SHORT, "steps": 6}),
     "uce": ("uce", {}),
+    "ssd": ("ssd", {"draws": 6, "rollouts": 2, "sampling_steps": 3}),
 }
 
 
@@ -175,7 +177,7 @@ def test_refuses_before_any_work(
 def test_a_method_gets_the_pictures_it_needs(model: Model, tmp_path: Path) -> None:
     with pytest.raises(NeedsError):
         erase(model, Concept("a", images=tmp_path), Seeing())
-    (tmp_path / "a.PNG").write_bytes(b"")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.PNG")
     assert erase(model, Concept("a", images=tmp_path), Seeing()).tensors()
 
 
@@ -324,6 +326,7 @@ MOMENTS = {
     "sdd-lowrank": ["step:1", "step:4", "after:8"],
     "esd": ["step:2", "late:3"],
     "uce": ["after:1", "step:0", "before:3"],
+    "ssd": ["step:3", "late:2"],
 }  # fmt: skip
 JOBS = [f"{case}/{moment}" for case, moments in MOMENTS.items() for moment in moments]
 

@@ -10,10 +10,15 @@ from typer import Context
 from . import methods
 
 DEFAULT = "sdd"
+FASHION = Path(__file__).parent / "zoo" / "fashion" / "weights"
 MODELS = {
     "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
+    "fashion": "class to image, 32x32, shipped: ten kinds of clothing, no download",
     "tiny": "an untrained pipeline of 0.1 M weights that loads in a moment: for trying commands out",
 }
+if not (FASHION / "model_index.json").is_file():
+    # its weights are made by `python -m expunge.zoo.fashion all`
+    del MODELS["fashion"]
 FORMS = "Or: a diffusers folder, a hub id (owner/name), a single-file .safetensors checkpoint."
 
 
@@ -30,6 +35,10 @@ def method_names(incomplete: str) -> list[str]:
 
 def concepts(ctx: Context, incomplete: str) -> list[str]:
     """Return the names of the shipped world, unless another model is given."""
+    if ctx.params.get("model") == "fashion":
+        from .zoo.fashion.world import FASHION as source  # noqa: PLC0415 (a completion reads no more than it needs)
+
+        return [n for n in source.classes if n.casefold().startswith(incomplete.casefold())]
     if ctx.params.get("model") not in (None, "emoji"):
         return []
     from .zoo.emoji import world  # noqa: PLC0415 (a completion reads no more than it needs)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .errors import ConceptError, near
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Kind = Literal["object", "style", "person", "class"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -35,6 +38,7 @@ class World:
         synonyms: object or style -> its other names.
         object_templates: prompts of an object; "{c}" is the object, "{x}" a style.
         style_templates: prompts of a style; "{c}" is the style, "{x}" an object.
+        labels: prompts are nothing but objects, by name or by index: a class-conditional model.
     """
 
     name: str
@@ -43,10 +47,13 @@ class World:
     synonyms: Mapping[str, tuple[str, ...]]
     object_templates: tuple[str, ...]
     style_templates: tuple[str, ...]
+    labels: bool = False
 
     def canonical(self, word: str) -> str:
         """Return the object or style that `word` names (case and synonyms allowed), or "" for none."""
         folded = word.casefold()
+        if self.labels and word.isdecimal() and int(word) < len(self.objects):
+            return self.objects[int(word)]
         for name in (*self.objects, *self.styles):
             if name.casefold() == folded:
                 return name
@@ -74,6 +81,7 @@ class Concept:
         keep: concepts to retain explicitly.
         images: folder of pictures of it. Prompts then hold a soft token found by inverting them instead of its words,
             unless the method learns from pictures itself; `name` may be any label.
+        keep_images: folder of pictures to retain, for methods that learn from pictures.
         embedding: `.safetensors` file of a textual-inversion token, read in place of the words; wins over `images`.
         synonyms: further words, beside those that the model's world knows.
         templates: prompts with "{c}" for the concept and, if wanted, "{x}" for a context; default: the world's.
@@ -85,6 +93,7 @@ class Concept:
     anchor: str = field(default="", kw_only=True)
     keep: tuple[str, ...] = field(default=(), kw_only=True)
     images: Path | None = field(default=None, kw_only=True)
+    keep_images: Path | None = field(default=None, kw_only=True)
     embedding: Path | None = field(default=None, kw_only=True)
     synonyms: tuple[str, ...] = field(default=(), kw_only=True)
     templates: tuple[str, ...] = field(default=(), kw_only=True)
@@ -98,7 +107,7 @@ class Concept:
                 )
             object.__setattr__(self, name, tuple(value))
         object.__setattr__(self, "names", self.names or (self.name,))
-        for name in ("images", "embedding"):
+        for name in ("images", "keep_images", "embedding"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, Path(value))
 
@@ -120,6 +129,10 @@ class Concept:
     def anchors(self, world: World | None = None) -> tuple[str, ...]:
         """Return, for each of `prompts`, the same prompt with the anchor in place of the concept ("" without one)."""
         return tuple(a for _, a in self._pairs(world))
+
+    def blanks(self, world: World | None = None) -> tuple[str, ...]:
+        """Return, for each of `prompts`, the same prompt with nothing in place of the concept."""
+        return tuple(" ".join(b.split()) for b in replace(self, anchor=" ").anchors(world))
 
     def keeps(self, world: World | None = None, without: Iterable[str] = ()) -> tuple[str, ...]:
         """Return prompts of what to retain: of `keep` if given, else of everything else that the world knows.
@@ -164,7 +177,8 @@ class Concept:
         """
         self.check(world)
         known = self.resolved(world)
-        return Targets(known, known.prompts(world), known.anchors(world), known.keeps(world, without))
+        prompts, anchors, keeps = known.prompts(world), known.anchors(world), known.keeps(world, without)
+        return Targets(known, prompts, anchors, keeps, known.bare(world), known.blanks(world))
 
     def check(self, world: World | None = None) -> None:
         """Check that the concept can be erased from a model of this world.
@@ -180,7 +194,8 @@ class Concept:
             raise ConceptError(f"kind {self.kind!r} is not known. Kinds: {', '.join(KINDS)}.")
         if bad := [t for t in self.templates if "{c}" not in t]:
             raise ConceptError(f"template {bad[0]!r} lacks '{{c}}', the place of the concept.")
-        for label, path in (("images", self.images), ("embedding", self.embedding)):
+        files = {"images": self.images, "keep_images": self.keep_images, "embedding": self.embedding}
+        for label, path in files.items():
             if path is not None and not path.exists():
                 raise ConceptError(f"{label} of {self.name!r}: there is nothing at {path}.")
         if self.embedding is not None and self.embedding.suffix.lower() in PICKLES:
@@ -189,7 +204,7 @@ class Concept:
                 ".safetensors."
             )
         known = self.resolved(world)
-        if world is not None and self.images is None and self.embedding is None:
+        if world is not None and (world.labels or (self.images is None and self.embedding is None)):
             known._check_known(world)
         own = {w.casefold() for w in known.words(world)}
         if kept := [k for k in known.keep if k.casefold() in own]:
@@ -227,7 +242,9 @@ class Concept:
         return tuple(pairs.items())
 
     def _check_known(self, world: World) -> None:
-        for name in (*self.names, *self.keep):
+        # a text encoder reads any phrase, a class-conditional model its classes only
+        spoken = (*self.prompts(world), *filter(None, (self.anchor,))) if world.labels else ()
+        for name in (*self.names, *self.keep, *spoken):
             if world.canonical(name):
                 continue
             close = world.near(name)
@@ -246,6 +263,19 @@ class Concept:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Pictures that a method learns from, encoded once.
+
+    Attributes:
+        latents: what the model's denoiser would draw them from, (n, ...).
+        prompts: what each of them shows; "" when that is not known.
+    """
+
+    latents: Tensor = field(repr=False)
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Targets:
     """A concept resolved against a model's world: what methods get.
 
@@ -254,12 +284,22 @@ class Targets:
         prompts: the distribution of prompts that it stands for.
         anchors: for each prompt, the same one with the anchor in place of the concept ("" without an anchor).
         keeps: prompts to retain.
+        bare: those of the prompts that say nothing beside the name, for pictures whose contexts are not known.
+        blanks: for each prompt, the same one with nothing in place of the concept.
+        pictures: pictures of the concept, where the method needs them.
+        retained: pictures to retain, where the method needs them; the first of several targets has them all.
+        rejected: of a concept that people rated, prompts whose pictures they reject.
     """
 
     concept: Concept
     prompts: tuple[str, ...]
     anchors: tuple[str, ...]
     keeps: tuple[str, ...]
+    bare: tuple[str, ...] = ()
+    blanks: tuple[str, ...] = ()
+    pictures: Pictures | None = field(default=None, compare=False)
+    retained: Pictures | None = field(default=None, compare=False)
+    rejected: tuple[str, ...] = ()
 
 
 def _forms(world: World | None, style: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

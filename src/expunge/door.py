@@ -6,7 +6,6 @@ generator, checkpoints, the guard against NaN, restoring the base and proving it
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -15,18 +14,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from . import __version__, checkpoint, tokens
+from . import __version__, checkpoint, pictures, sae, tokens
 from .concept import Concept, Targets
 from .edits import Edit, LowRankEdit, load_edit
-from .errors import BadModel, BadRun, ConceptError, Diverged, NeedsError, PromptCut, SettingError, Unsupported
+from .errors import BadModel, ConceptError, Diverged, NeedsError, PromptCut, SettingError
 from .flags import check
-from .kernel.state import State, Step
-from .records import CARD, CHECKPOINT, EDIT, Card, Run, need_empty, thin
-from .storage import need_space, sweep
+from .kernel.state import Probe, State, Step
+from .records import CHECKPOINT, EDIT, Card, Run, thin
+from .rerun import enter, request_of
+from .storage import need_space
 
 if TYPE_CHECKING:
     from .kernel.model import Model
@@ -47,6 +47,8 @@ def erase(
     resume: bool = False,
     save_every: float = 15.0,
     progress: Progress | None = None,
+    make_images: int = 0,
+    probe: Probe | None = None,
 ) -> Edit:
     """Erase one concept or several from a model; the model itself is left untouched, bit for bit.
 
@@ -59,6 +61,9 @@ def erase(
         resume: go on with the interrupted run in `out`; the edit is bit-identical to an uninterrupted one's.
         save_every: seconds between checkpoints.
         progress: called after each update.
+        make_images: for methods that learn from pictures, where no folder gives them: how many to draw from the base
+            model of each concept, and as many for each to retain. They are kept in the folder's `images/`.
+        probe: looks at the model between updates and ends the fit when the concepts are gone.
 
     Returns:
         The edit. Apply it with `with edit.on(model):`, keep it with `edit.save(path)`.
@@ -72,21 +77,22 @@ def erase(
         StorageError: the disk is full; nothing half written is left.
     """
     out = None if out is None else Path(out)
-    targets = _prepare(model, concept, method, seed)
-    request = _request(model, targets, method, seed)
-    saved = _enter(out, request, resume)
+    targets = _prepare(model, concept, method, seed, make_images)
+    request = request_of(model, targets, method, seed, make_images, probe)
+    saved = enter(out, request, resume)
     if isinstance(saved, Path):
         return load_edit(saved)
     if out is not None:
-        need_space(out, _bytes_needed(model, request["settings"]))
+        need_space(out, _bytes_needed(model, request))
     tokens.warn_keeps(model.world, targets, method)
     drive = _Drive(request, model.name, out, save_every, saved, progress)
     try:
         began = time.monotonic()
         with tokens.spoken(model, targets, method, request, out, progress) as spoken:
             _warn_cut(model, spoken)
+            shown = pictures.shown(model, spoken, method, request, out, progress)
             drive.before = time.monotonic() - began
-            edit = drive.run(model, spoken, method, seed)
+            edit = drive.run(model, shown, method, seed, probe)
     finally:
         model.lock()
         if model.fingerprint() != request["base_hash"]:
@@ -113,13 +119,15 @@ class _Drive:
     began: float = 0.0
     good: int = 0
 
-    def run(self, model: Model, targets: tuple[Targets, ...], method: Method, seed: int) -> Edit:
+    def run(self, model: Model, targets: tuple[Targets, ...], method: Method, seed: int, probe: Probe | None) -> Edit:
         """Drive the method's generator to its end and return the bare edit."""
         state = State(seed)
         if self.saved:
             state = State.load(self.saved["fit"])
             self.losses, self.done, self.before = self.saved["losses"], self.saved["done"], self.saved["seconds"]
             self.good = self.done
+        if probe:
+            state.observe(probe, model)
         self.began = time.monotonic()
         _reset_peak(model.device)
         self._save(state)
@@ -136,27 +144,37 @@ class _Drive:
                 step: Step = next(fit)
             except StopIteration as end:
                 edit: Edit = end.value
+                self._note(state.noted())
                 if not checkpoint.finite(edit.tensors()):
-                    self._diverged(max(self.done - 1, 0), "a weight of the edit")
+                    self._diverged(max(self.done - 1, 0), "a weight of the edit was NaN or infinite")
                 return edit
+            except Diverged as error:
+                self._diverged(error.step, str(error))
+            step = replace(step, losses={**step.losses, **state.noted()})
             if bad := [name for name, value in step.losses.items() if not math.isfinite(value)]:
-                self._diverged(step.i, f"the loss {bad[0]!r}")
+                self._diverged(step.i, f"the loss {bad[0]!r} was NaN or infinite")
             self.done = step.i + 1
-            for name, value in step.losses.items():
-                self.losses.setdefault(name, []).append(value)
+            self._note(step.losses)
             if self.out is not None and time.monotonic() - last >= self.save_every:
                 self._save(state)
                 last = time.monotonic()
             if self.progress:
                 self.progress(step)
 
+    def _note(self, losses: dict[str, float]) -> None:
+        for name, value in losses.items():
+            self.losses.setdefault(name, []).append(value)
+
     def _save(self, state: State) -> None:
         if self.out is None:
             return
-        fit = state.state_dict()
+        try:
+            fit = state.state_dict()
+        except Diverged as error:
+            self._diverged(error.step, str(error))
         if not checkpoint.finite(fit):
             # a finite loss can still have had an infinite gradient; such weights must not replace the last good ones
-            self._diverged(max(self.done - 1, 0), "a weight or a moment of the optimiser")
+            self._diverged(max(self.done - 1, 0), "a weight or a moment of the optimiser was NaN or infinite")
         whole = {
             "request": self.request,
             "fit": fit,
@@ -167,14 +185,14 @@ class _Drive:
         checkpoint.save(self.out / CHECKPOINT, whole)
         self.good = self.done
 
-    def _diverged(self, step: int, what: str) -> None:
+    def _diverged(self, step: int, what: str) -> NoReturn:
         """Stop: record where, and say it."""
         where = "No --out was given, so no state was kept."
         if self.out is not None:
             Run(self.out).write_card(self._card(f"diverged at step {step}"))
             where = f"The last good state, after {self.good} steps, lies in {self.out / CHECKPOINT}."
         raise Diverged(
-            f"training diverged: {what} was NaN or infinite at step {step}. {where} "
+            f"training diverged: {what} at step {step}. {where} "
             "No edit was made. Lower lr, or look at the method's limits with `expunge methods`.",
             step,
         )
@@ -192,7 +210,7 @@ class _Drive:
         return edit
 
     def _card(self, status: str) -> Card:
-        concept, *also = self.request["concepts"]
+        concept, *also = self.request["concepts"] or [{}]
         return Card(
             method=self.request["method"],
             settings=self.request["settings"],
@@ -213,19 +231,22 @@ class _Drive:
         return self.before + time.monotonic() - self.began
 
 
-def _prepare(model: Model, concept: Concept | Iterable[Concept], method: Method, seed: int) -> tuple[Targets, ...]:
+def _prepare(
+    model: Model, concept: Concept | Iterable[Concept], method: Method, seed: int, make_images: int = 0
+) -> tuple[Targets, ...]:
     """Check everything that can be checked before any long work, and resolve the concepts."""
     if not 0 <= seed <= LARGEST_SEED:
         raise SettingError(f"seed {seed} is out of range: 0 to {LARGEST_SEED}.")
     check(method)
     concepts = (concept,) if isinstance(concept, Concept) else tuple(concept)
-    if not concepts:
+    if not concepts and method.needs.concept:
         raise ConceptError("there is no concept to erase. Give at least one.")
     known = [c.resolved(model.world) for c in concepts]
     words = [w for c in known for w in c.words(model.world)]
     targets = _once([c.resolve(model.world, without=words) for c in concepts])
     _check_clashes(known)
-    _check_needs(model, known, method)
+    _check_needs(model, targets, method)
+    pictures.check(model, targets, method, make_images)
     tokens.check(model, known, method)
     if model.fingerprint() != model.hash:
         raise BadModel(
@@ -256,24 +277,23 @@ def _check_clashes(concepts: list[Concept]) -> None:
             )
 
 
-def _check_needs(model: Model, concepts: list[Concept], method: Method) -> None:
+def _check_needs(model: Model, targets: Iterable[Targets], method: Method) -> None:
     needs, name = method.needs, _name(method)
     if needs.text and not model.reads_text:
         raise NeedsError(f"{name} needs a text encoder, and {model.name!r} has none. Choose a method for such models.")
-    for c in concepts if needs.images else ():
-        if c.images is None or not tokens.files(c.images):
-            raise NeedsError(
-                f"{name} needs pictures of {c.name!r}. Give a folder of them ({', '.join(sorted(tokens.PICTURES))}): "
-                "Concept(images=...) or --images DIR."
-            )
-    if needs.sae and not _settings(method).get("sae"):
-        raise NeedsError(f"{name} needs a trained sparse autoencoder. Give its file: --set sae=PATH.")
-    if needs.autoencoder:
-        side = model.sampling.size
-        try:
-            model.latents(torch.zeros(1, 3, side, side))
-        except Unsupported as error:
-            raise NeedsError(f"{name} needs an autoencoder, and {model.name!r} has none: {error}") from error
+    if needs.keeps and not any(t.keeps for t in targets):
+        raise NeedsError(
+            f"{name} weighs the concept against what is retained, and nothing is. Give Concept(keep=...) or --keep."
+        )
+    if needs.steps and model.one_step is not None:
+        raise NeedsError(
+            f"{name} needs a model that is sampled in steps, and {model.name!r} is a one-step generator. Give the "
+            "model it was distilled from, or use sfd."
+        )
+    if needs.encoders:
+        model.need_text()
+    if needs.sae:
+        sae.find(model, _settings(method)["sae"])
 
 
 def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
@@ -296,89 +316,20 @@ def _settings(method: Any) -> dict[str, Any]:
     return asdict(method)
 
 
-def _request(model: Model, targets: tuple[Targets, ...], method: Method, seed: int) -> dict[str, Any]:
-    """Return what makes two runs the same run, as plain JSON data."""
-    request = {
-        "base_hash": model.hash,
-        "method": _name(method),
-        "settings": _settings(method),
-        "concepts": [t.concept.to_json() for t in targets],
-        "seed": seed,
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(request, default=str))
-    return plain
+def _bytes_needed(model: Model, request: dict[str, Any]) -> int:
+    """Estimate the disk a run takes.
 
-
-def _enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, Any] | Path | None:
-    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start."""
-    if out is None:
-        if resume:
-            raise BadRun(
-                "there is nothing to resume without a folder. Give the interrupted run's: out=... or --out RUN."
-            )
-        return None
-    if not resume:
-        need_empty(out)
-        return None
-    return _resume(out, request)
-
-
-def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
-    if not out.exists():
-        return None
-    if not out.is_dir():
-        raise BadRun(f"{out} is a file. Give the folder of the interrupted run.")
-    sweep(out)
-    if (out / CARD).exists():
-        card = Run.open(out).card
-        if card.status == "complete":
-            done = {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
-            _check_same(out, done, request)
-            # killed between the last two writes of a run that was whole
-            (out / CHECKPOINT).unlink(missing_ok=True)
-            return out / EDIT
-    if (out / CHECKPOINT).exists():
-        saved = checkpoint.load(out / CHECKPOINT)
-        _check_same(out, saved["request"], request)
-        return saved
-    if (former := tokens.former(out)) is not None:
-        # killed between an inversion and the first checkpoint
-        _check_same(out, former, request)
-    elif any(out.iterdir()):
-        raise BadRun(f"{out} holds files but no interrupted run ({CHECKPOINT} is missing). Choose another folder.")
-    return None
-
-
-def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> None:
-    """Raise BadRun naming what differs between an interrupted run and the one asked for."""
-    differs = [
-        f"{k}: {former[k]!r} then, {request[k]!r} now"
-        for k in ("base_hash", "method", "seed")
-        if former[k] != request[k]
-    ]
-    if former["method"] == request["method"]:
-        old, new = former["settings"], request["settings"]
-        differs += [
-            f"setting {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)
-        ]
-    if former["concepts"] != request["concepts"]:
-        names = [" and ".join(c["name"] for c in r["concepts"]) for r in (former, request)]
-        differs.append(
-            f"concept: {names[0]} then, {names[1]} now" + (" (other details)" if names[0] == names[1] else "")
-        )
-    if differs:
-        raise BadRun(f"{out} holds another run and cannot be resumed. It differs in {'; '.join(differs)}.")
-
-
-def _bytes_needed(model: Model, settings: dict[str, Any]) -> int:
-    """Estimate the disk a run takes: the edit, and checkpoints of weights and two moments, the new beside the old."""
+    The edit, checkpoints of weights and two moments, the new beside the old, and the pictures that are drawn for it.
+    """
+    settings = request["settings"]
     names = set(model.denoiser.names(settings.get("group", "text-readers")))
     rank = int(settings.get("rank") or 0)
     numbers = 0
     for name, p in model.denoiser.module.named_parameters():
         if name in names:
             numbers += rank * (p.shape[0] + p.numel() // p.shape[0]) if rank else p.numel()
-    return 4 * numbers * (1 + 2 * 3)
+    drawn = 2 * len(request["concepts"]) * request.get("make_images", 0) * 3 * model.sampling.size**2
+    return int(4 * numbers * (1 + 2 * 3) + drawn)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -86,6 +86,10 @@ class PromptCut(ExpungeWarning):
     """A prompt is longer than the text encoder's window; its end is not seen by the model."""
 
 
+class WeakReward(ExpungeWarning):
+    """A reward model is not surely better than chance at telling what people reject."""
+
+
 class KeepsAll(ExpungeWarning):
     """A concept's label is unknown to the model's world, so that nothing of the world is left out of what is kept."""
 

@@ -6,6 +6,7 @@ lora/                low-rank edits only: what `pipe.load_lora_weights` reads
 scores.json          list of Score
 outcomes.jsonl       one line a picture pair
 neighbours.json      retained concepts nearest to the target, by damage
+reward.json          of concepts that people rated: how much was rated, and how good the reward model is
 samples/index.json   picture pairs, the PNGs beside it, and sheet.png
 """
 
@@ -27,6 +28,7 @@ SCORES = "scores.json"
 OUTCOMES = "outcomes.jsonl"
 NEIGHBOURS = "neighbours.json"
 SAMPLES = "samples"
+REWARD = "reward.json"
 
 MOST_LOSSES = 200
 
@@ -41,13 +43,13 @@ class Card:
     Attributes:
         method: name in the table of methods.
         settings: every setting of the method, defaults included.
-        concept: the (first) erased concept, as `Concept.to_json` gives it.
+        concept: the (first) erased concept, as `Concept.to_json` gives it; empty for a plain distillation.
         also: further concepts that the same edit erases.
         model: what the base was loaded from.
         base_hash: hash of the base's weights.
         seed: seed of the run.
         version: version of Expunge that made it.
-        kind: "weights" or "lowrank".
+        kind: "weights", "lowrank", "hook" or "generator".
         seconds: wall clock of the erasure, interruptions left out.
         peak_bytes: highest memory of the process (of the device, on a GPU) during the erasure.
         losses: term -> values over the run, at most 200 each.
@@ -77,7 +79,7 @@ class Card:
     @property
     def concepts(self) -> list[Json]:
         """Every concept that the edit erases."""
-        return [self.concept, *self.also]
+        return [c for c in (self.concept, *self.also) if c]
 
     def to_json(self) -> Json:
         """Return the card as plain JSON data."""
@@ -202,6 +204,11 @@ class Run:
     def neighbours(self) -> list[Json]:
         """Rows of neighbours.json, the most damaged first."""
         return self._rows(NEIGHBOURS)
+
+    @property
+    def reward(self) -> list[Json]:
+        """Rows of reward.json, one a rating study; empty where the concept is no study."""
+        return self._rows(REWARD)
 
     @property
     def outcomes(self) -> list[Json]:

@@ -35,10 +35,10 @@ def save(folder: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[i
     pictures = [picture(i) for i in images]
     files = [folder / f"{n:03d}.png" for n in range(len(pictures))]
     for file, image, prompt, seed in zip(files, pictures, prompts, seeds, strict=True):
-        write_atomic(file, _png(image, {"prompt": prompt, "seed": str(seed)}))
+        write_atomic(file, png(image, {"prompt": prompt, "seed": str(seed)}))
     rows = [{"file": f.name, "prompt": p, "seed": s} for f, p, s in zip(files, prompts, seeds, strict=True)]
     write_json(folder / "index.json", rows)
-    write_atomic(folder / "sheet.png", _png(contact(pictures, columns), {}))
+    write_atomic(folder / "sheet.png", png(contact(pictures, columns), {}))
     return files
 
 
@@ -53,7 +53,8 @@ def contact(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
-def _png(image: Image.Image, texts: dict[str, str]) -> bytes:
+def png(image: Image.Image, texts: dict[str, str]) -> bytes:
+    """Return a PNG file that holds texts, by key."""
     info = PngImagePlugin.PngInfo()
     for key, value in texts.items():
         info.add_itxt(key, value)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 Tick = Callable[[str, int, int], None]
 # what a bar is called while a loss of this name falls
-LABELS = {"inversion": "learning the token"}
+LABELS = {"inversion": "learning the token", "drawn": "drawing pictures", "dead": "training"}
 MEASURED = 3  # ticks that a written estimate rests on, after the first one, which often takes longer than others
 LONG = 60.0  # seconds that remain, from which on it is worth a line
 

@@ -1,7 +1,8 @@
-"""Concepts that are no words: a token embedding, or a folder of pictures.
+"""Concepts that are no words: a token embedding, a folder of pictures, or a rating study.
 
-Both become soft tokens, a placeholder such as "<bomb>" that the text encoder reads as given vectors; pictures are first
-turned into such vectors by textual inversion. Methods see prompts, whatever the concept was given as.
+All become soft tokens, a placeholder such as "<bomb>" that the text encoder reads as given vectors; pictures are first
+turned into such vectors by textual inversion, those of a study weighted by the reward that people's ratings give them.
+Methods see prompts, whatever the concept was given as.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image, ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from . import studies
 from .concept import Concept, Targets, World
 from .errors import BadRun, ConceptError, Diverged, KeepsAll, NeedsError, Unsupported
+from .feedback.verdict import is_study
+from .judges.embedding import embedding
 from .kernel.inversion import invert, start
 from .kernel.state import State, Step
-from .storage import write_atomic
+from .pictures import PICTURES, encoded, files, pictures
+from .records import REWARD
+from .storage import write_atomic, write_json
+from .studies import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,14 +39,13 @@ if TYPE_CHECKING:
     from .kernel.model import Model, Text, Vectors
     from .methods.base import Method
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 TOKEN = "token.safetensors"
 NOTE = "expunge"  # metadata of a token: its placeholder, and the run that it belongs to
 # names of the two text encoders in embeddings made for SDXL
 CLIP = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+# where the method has no setting of that name:
 VECTORS = 1  # of an inverted concept; the paper's choice, more copy the pictures more closely
-STEPS = 150  # updates of an inversion
-ENCODED = 16  # pictures the autoencoder takes at once
+STEPS = 150  # updates of an inversion (the setting `inversion`)
 
 
 def check(model: Model, concepts: Sequence[Concept], method: Method) -> None:
@@ -49,8 +53,14 @@ def check(model: Model, concepts: Sequence[Concept], method: Method) -> None:
 
     Raises:
         ConceptError: an embedding is broken or of another width; no pictures; one folder for two concepts.
+        BadStudy: a study cannot be learned from; says how many ratings are missing.
         NeedsError: the model lacks what soft tokens or inversion need.
     """
+    if mixed := [c for c in concepts if c.keep_images is not None and is_study(c.keep_images)]:
+        raise ConceptError(
+            f"{mixed[0].keep_images} holds pictures that people reject beside those they accept. Give a folder of "
+            "pictures to retain; a study that is given as the concept keeps what people accept by itself."
+        )
     soft = [c for c in concepts if _is_soft(c, method)]
     for c in soft:
         if model.text is None:
@@ -59,6 +69,8 @@ def check(model: Model, concepts: Sequence[Concept], method: Method) -> None:
             )
         if c.embedding is not None:
             read(c.embedding, model.text.widths)
+        elif c.images is not None and is_study(c.images):
+            studies.check(c.images)
         elif c.images is not None and not files(c.images):
             raise ConceptError(f"{c.images} holds no pictures of {c.name!r}. Allowed: {', '.join(sorted(PICTURES))}.")
     sources = [c.embedding or c.images for c in soft]
@@ -78,6 +90,7 @@ def warn_keeps(world: World | None, targets: Sequence[Targets], method: Any) -> 
         return
     names = {n.casefold() for n in (*world.objects, *world.styles)}
     soft = [t.concept for t in targets if t.concept.embedding is not None or t.concept.images is not None]
+    soft = [c for c in soft if not _is_rated(c, method)]  # a study says itself what to keep
     if strange := [c for c in soft if not c.keep and not names & {w.casefold() for w in c.words(world)}]:
         one = len(strange) == 1
         warnings.warn(
@@ -109,7 +122,7 @@ def spoken(
         out: the run's folder: vectors found there are used, new ones are written there.
         progress: called after each update of an inversion.
     """
-    told, soft = list(targets), dict[str, "Vectors"]()
+    told, soft, records = list(targets), dict[str, "Vectors"](), list[dict[str, Any]]()
     for i, target in enumerate(targets):
         if model.text is None or not _is_soft(target.concept, method):
             continue
@@ -117,17 +130,41 @@ def spoken(
         path = None if out is None else out / (f"token-{len(soft)}.safetensors" if soft else TOKEN)
         if path is not None and path.exists():
             vectors: Vectors = read(path, model.text.widths)
+            verdict = _verdict(path)
         else:
-            vectors = _vectors(model, model.text, target.concept, word, request["seed"], progress)
+            vectors, verdict = _vectors(model, model.text, target.concept, word, request, progress)
             if path is not None:
-                write(path, word, vectors, request)
+                write(path, word, vectors, request, verdict)
         soft[word] = vectors
-        told[i] = _told(target, word, model.world)
+        told[i] = _told(target, word, model.world, verdict)
+        records += [verdict.record] if verdict else []
+    if out is not None and records:
+        write_json(out / REWARD, records)
     if model.text is None or not soft:
         yield targets
         return
     with model.text.tokens(soft):
-        yield tuple(told)
+        yield _agreed(told)
+
+
+@contextmanager
+def readable(model: Model, prompt: str | None) -> Iterator[str | None]:
+    """Give a prompt as the model reads it: a token's file (`.safetensors`) becomes its placeholder, all else stays.
+
+    Raises:
+        ConceptError: the file is no token, or another model's.
+        NeedsError: the model reads no tokens.
+    """
+    path = Path(prompt or "")
+    if path.suffix != ".safetensors":
+        yield prompt
+        return
+    if model.text is None:
+        raise NeedsError(f"{path} is a token, and {model.name!r} reads none. Give words.")
+    vectors = read(path, model.text.widths)
+    word = str(_note(path).get("placeholder") or _placeholder(path.stem, {}))
+    with model.text.tokens({word: vectors}):
+        yield word
 
 
 def former(out: Path) -> dict[str, Any] | None:
@@ -140,19 +177,19 @@ def former(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            request: dict[str, Any] = json.loads((file.metadata() or {})[NOTE])["request"]
+        request: dict[str, Any] = _note(path)["request"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise BadRun(f"{path} cannot be read: {error}. Remove its folder and start again.") from error
     return request
 
 
-def write(path: Path, word: str, vectors: Vectors, request: dict[str, Any]) -> None:
+def write(path: Path, word: str, vectors: Vectors, request: dict[str, Any], verdict: Verdict | None = None) -> None:
     """Write soft tokens as diffusers' `load_textual_inversion` reads them; `clip_l` and `clip_g` for two encoders."""
     names = [word] if len(vectors) == 1 else [key for key, encoder in CLIP.items() if encoder in vectors]
     tensors = {n: v.detach().cpu().contiguous() for n, v in zip(names, vectors.values(), strict=True)}
     # one entry: safetensors writes several in any order, and a run's files shall be the same to the byte
-    note = json.dumps({"placeholder": word, "request": request})
+    rated = {"verdict": asdict(verdict)} if verdict else {}
+    note = json.dumps({"placeholder": word, "request": request, **rated})
     write_atomic(path, save(tensors, {NOTE: note}))
 
 
@@ -198,38 +235,32 @@ def read(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
     return {name: vectors[name] for name in widths}
 
 
-def files(folder: Path) -> list[Path]:
-    """Return the pictures of a folder, by name."""
-    if not folder.is_dir():
-        raise ConceptError(f"{folder} is no folder. Give a folder of pictures ({', '.join(sorted(PICTURES))}).")
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES)
-
-
-def pictures(folder: Path, size: int) -> Tensor:
-    """Read every picture of a folder, (n, 3, size, size) in [0, 1]: the centre square, transparent parts white.
-
-    Raises:
-        ConceptError: a file is no picture, or damaged; the message names it.
-    """
-    return torch.stack([_picture(path, size) for path in files(folder)])
-
-
-def _picture(path: Path, size: int) -> Tensor:
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ConceptError(f"the picture {path} cannot be read: {error}. Replace or remove it.") from error
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    numbers = torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8)
-    return numbers.view(size, size, 3).permute(2, 0, 1).float() / 255
-
-
 def _is_soft(concept: Concept, method: Method) -> bool:
-    if not method.needs.text:
-        return False
     return concept.embedding is not None or (concept.images is not None and not method.needs.images)
+
+
+def _is_rated(concept: Concept, method: Method) -> bool:
+    """Tell whether a concept's prompts come from a study."""
+    return concept.embedding is None and _is_soft(concept, method) and is_study(concept.images or Path())
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """Return what a token's file says of itself beside its vectors; files of others say nothing."""
+    with safe_open(path, framework="pt") as file:
+        note: dict[str, Any] = json.loads((file.metadata() or {}).get(NOTE, "{}"))
+    return note
+
+
+def _verdict(path: Path) -> Verdict | None:
+    """Return what the study said that a token was learned from; kept, since people may go on rating."""
+    said = _note(path).get("verdict")
+    return Verdict.from_json(said) if said else None
+
+
+def _agreed(told: Sequence[Targets]) -> tuple[Targets, ...]:
+    """Return targets none of which keeps a prompt that the study of another rejects."""
+    against = {prompt for target in told for prompt in target.rejected}
+    return tuple(replace(t, keeps=tuple(k for k in t.keeps if k not in against)) for t in told)
 
 
 def _placeholder(name: str, taken: dict[str, Vectors]) -> str:
@@ -239,30 +270,49 @@ def _placeholder(name: str, taken: dict[str, Vectors]) -> str:
     return f"<{slug}-{same + 1}>" if same else f"<{slug}>"
 
 
-def _told(target: Targets, word: str, world: World | None) -> Targets:
-    """Return the target with the placeholder in place of every word of the concept."""
+def _told(target: Targets, word: str, world: World | None, verdict: Verdict | None) -> Targets:
+    """Return the target with the placeholder in place of every word of the concept, and what its study says."""
     concept = replace(target.concept, name=word, names=(word,), synonyms=())
-    return replace(target, prompts=concept.prompts(world), anchors=concept.anchors(world))
+    prompts, anchors = concept.prompts(world), concept.anchors(world)
+    bare, blanks = concept.bare(world), concept.blanks(world)
+    target = replace(target, prompts=prompts, anchors=anchors, bare=bare, blanks=blanks)
+    if verdict is None:
+        return target
+    return replace(target, keeps=target.keeps if concept.keep else verdict.accepted, rejected=verdict.rejected)
 
 
 def _vectors(
-    model: Model, text: Text, concept: Concept, word: str, seed: int, progress: Callable[[Step], None] | None
-) -> Vectors:
-    """Read a concept's embedding, or invert its pictures."""
+    model: Model,
+    text: Text,
+    concept: Concept,
+    word: str,
+    request: dict[str, Any],
+    progress: Callable[[Step], None] | None,
+) -> tuple[Vectors, Verdict | None]:
+    """Read a concept's embedding, or invert its pictures; of a study those that people reject, by their weights."""
     if concept.embedding is not None:
-        return read(concept.embedding, text.widths)
+        return read(concept.embedding, text.widths), None
     if concept.images is None:
         raise ConceptError(f"{concept.name!r} has neither an embedding nor pictures.")
-    images = pictures(concept.images, model.sampling.size)
+    verdict = weights = None
+    if is_study(concept.images):
+        embed = embedding(model.folder)
+        verdict, images, weights = studies.learn(concept.images, embed, embed.name, model.sampling.size)
+    else:
+        images = pictures(concept.images, model.sampling.size)
     try:
-        z = torch.cat([model.latents(images[i : i + ENCODED]) for i in range(0, len(images), ENCODED)])
+        z = encoded(model, images)
     except Unsupported as error:
         raise NeedsError(f"pictures of {concept.name!r} need an autoencoder: {error} Give words.") from error
     known = model.world is None or bool(model.world.canonical(concept.name))
-    initial = start(text, concept.name if known else "", VECTORS)
+    wanted = request.get("settings", {})
+    initial = start(text, concept.name if known else "", wanted.get("vectors", VECTORS))
     prompts = replace(concept, name=word).bare(model.world)
-    steps = invert(model, text, z, word, prompts, initial, State(seed).generator, steps=STEPS)
-    return _drive(steps, concept, progress)
+    steps = invert(
+        model, text, z, word, prompts, initial, State(request["seed"]).generator,
+        steps=wanted.get("inversion", STEPS), weights=weights,
+    )  # fmt: skip
+    return _drive(steps, concept, progress), verdict
 
 
 def _drive(

@@ -16,7 +16,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```(?:bash|console|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MACHINE = re.compile(r"(?<![\w.])/(?:work|home|root|Users|mnt|opt)/[\w.-]+")
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".cfg", ".ini", ".sh", ".css", ".j2", ".html", ".json", ""}
-COMMANDS = {"demo", "erase", "generate", "audit", "report", "methods", "models", "protocols", "cite", "doctor"}
+COMMANDS = {"demo", "erase", "distill", "generate", "audit", "report", "rate", "feedback", "sae", "bench"}
+COMMANDS |= {"methods", "models", "protocols", "cite", "doctor"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

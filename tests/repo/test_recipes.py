@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,19 +11,23 @@ from expunge import cli, flags, methods
 from expunge.records import Run
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+VARIANTS = {"age": "ap"}  # papers whose method is settings of another's
+DISTILLATION = {"sid"}  # of `expunge distill`; erases nothing
 
 
 def test_one_recipe_a_method() -> None:
-    assert sorted(p.stem for p in RECIPES.glob("*.toml")) == sorted(methods.names())
+    assert sorted(p.stem for p in RECIPES.glob("*.toml")) == sorted([*methods.names(), *VARIANTS, *DISTILLATION])
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", [*methods.names(), *VARIANTS])
 def test_a_recipe_is_cited_and_within_range(name: str) -> None:
     path = RECIPES / f"{name}.toml"
     settings = flags.recipe(path)
-    assert settings.pop("method") == name
-    built = flags.build(methods.get(name), settings)
-    assert f"arXiv:{built.paper.arxiv}" in path.read_text()
+    method = VARIANTS.get(name, name)
+    assert settings.pop("method") == method
+    built = flags.build(methods.get(method), settings)
+    assert (f"arXiv:{built.paper.arxiv}" in path.read_text()) == (name not in VARIANTS)
+    assert re.search(r"arXiv:\d{4}\.\d{5}", path.read_text())
     if "preserve" in settings and built.family != "closed form":
         assert built.preserve == 0, "the papers' losses have no such term"
 
@@ -39,3 +44,12 @@ def test_the_command_line_erases_by_a_recipe(tmp_path: Path) -> None:
     assert {k: card.settings[k] for k in ("lr", "eta", "preserve", "batch")} == {
         "lr": 1e-5, "eta": 1.0, "preserve": 0.0, "batch": 1
     }  # fmt: skip
+
+
+def test_the_recipe_of_a_distillation_is_cited_and_within_range() -> None:
+    from expunge.distill import SiD
+
+    settings = flags.recipe(RECIPES / "sid.toml")
+    assert settings.pop("method") == "sid"
+    built = flags.build(SiD, settings)
+    assert f"arXiv:{built.paper.arxiv}" in (RECIPES / "sid.toml").read_text()

@@ -8,10 +8,11 @@ import torch
 from expunge.backbones import toy
 from expunge.concept import Concept
 from expunge.door import erase
+from expunge.kernel.closedform import solve
 from expunge.kernel.path import KINDS, Kind
 from expunge.methods.esd import ESD
 from expunge.methods.sdd import SDD
-from expunge.methods.uce import UCE, solve
+from expunge.methods.uce import UCE
 
 CONVERGED = 1e-3  # means are of order 1; what Adam at this rate leaves after the steps below
 EXACT = 1e-5  # float32 weights of order 1

@@ -14,11 +14,14 @@ import torch
 from ..concept import World
 from ..errors import BadModel, Unsupported, nearest
 from ..kernel.model import Model
+from ..records import CARD, Run
 
-SHIPPED = ("emoji", "tiny")
+SHIPPED = ("emoji", "fashion", "tiny")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 # diffusers' pipeline class -> adapter
 ADAPTERS = {"StableDiffusionPipeline": "unet", "StableDiffusionXLPipeline": "unet"}
+# a U-Net and a scheduler; the first is the one that draws classes, the others are where people keep such networks
+ADAPTERS |= dict.fromkeys(("ConsistencyModelPipeline", "DDIMPipeline", "DDPMPipeline"), "classcond")
 
 
 def load(
@@ -32,7 +35,8 @@ def load(
     """Load a model.
 
     Args:
-        name: "emoji" (shipped, no download), a diffusers folder, a hub id, or a single-file `.safetensors` checkpoint.
+        name: "emoji" or "fashion" (shipped, no download), a diffusers folder, a hub id, a single-file
+            `.safetensors` checkpoint, or the run of a one-step generator.
         device: where to put it.
         dtype: of the weights.
         allow_pickle: read pickled checkpoints (`.ckpt`, `.bin`), which can run code on this machine.
@@ -46,6 +50,8 @@ def load(
     name = str(name)
     if name == "emoji":
         return emoji(device, dtype)
+    if name == "fashion":
+        return fashion(device, dtype)
     if name == "tiny":
         from . import tiny
 
@@ -58,6 +64,8 @@ def load(
         )
     if path.is_file():
         return adapt(single_file(path, dtype, allow_pickle, config), name, device)
+    if path.is_dir() and (path / CARD).is_file():
+        return generator(path, device=device, dtype=dtype, allow_pickle=allow_pickle, config=config)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise BadModel(
             f"{name} is a folder without model_index.json, so not a diffusers pipeline. Save one with "
@@ -71,6 +79,26 @@ def load(
     return adapt(pretrained(name, dtype, allow_pickle), name, device)
 
 
+def generator(run: Path, **options: Any) -> Model:
+    """Load the one-step generator of a run: the model it was made of, and the weights in the run.
+
+    Raises:
+        BadModel: the run made something else.
+    """
+    from ..edits import GeneratorEdit, load_edit
+
+    opened = Run.open(run)
+    edit, base = load_edit(opened.edit_path), opened.card.model
+    if not isinstance(edit, GeneratorEdit):
+        raise BadModel(
+            f"{run} holds an edit of kind {edit.kind!r} of the model {base!r}; only the run of a one-step generator "
+            f"can stand for a model. Give {base!r}."
+        )
+    model = edit.settle(load(base, **options))
+    model.name = str(run)
+    return model
+
+
 def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
     """Read a diffusers folder or hub id."""
     from diffusers import DiffusionPipeline
@@ -80,10 +108,10 @@ def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
     if folder.is_dir():
         check_folder(folder)
     options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
+    if not (folder.is_dir() and adapter(folder) == "classcond"):
+        options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        return DiffusionPipeline.from_pretrained(
-            name, dtype=dtype, safety_checker=None, requires_safety_checker=False, **options
-        )
+        return DiffusionPipeline.from_pretrained(name, dtype=dtype, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         where = "on disk" if folder.is_dir() else "on disk, nor could it be had from the hub"
         raise BadModel(f"{name!r} could not be loaded {where}: {first_line(error)}") from error
@@ -93,13 +121,8 @@ def check_folder(folder: Path) -> None:
     """Find missing and cut-off weight files before diffusers spends time on them."""
     from safetensors import SafetensorError, safe_open
 
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except json.JSONDecodeError as error:
-        raise BadModel(f"{folder / 'model_index.json'} is not JSON ({error})") from error
-    if index.get("_class_name") not in ADAPTERS:
-        known = ", ".join(ADAPTERS)
-        raise Unsupported(f"{folder} holds a {index.get('_class_name')!r}; this version reads {known}.")
+    kind = adapter(folder)
+    index = json.loads((folder / "model_index.json").read_text())
     for component, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0]):
         if not (folder / component).is_dir() and library in ("diffusers", "transformers"):
             raise BadModel(f"{folder} names a {component} in model_index.json but has no folder {component}/")
@@ -109,9 +132,25 @@ def check_folder(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BadModel(f"{file} is cut off or damaged ({first_line(error)}). Copy it again.") from error
-    for component in ("unet", "vae", "text_encoder"):
+    for component in ("unet", "vae", "text_encoder") if kind == "unet" else ("unet",):
         if not [*(folder / component).glob("*.safetensors"), *(folder / component).glob("*.bin")]:
             raise BadModel(f"{folder / component} holds no weights. Copy the whole folder again.")
+
+
+def adapter(folder: Path) -> str:
+    """Return the adapter of a folder's pipeline.
+
+    Raises:
+        BadModel: its index is not JSON.
+        Unsupported: no adapter knows the pipeline.
+    """
+    try:
+        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    except json.JSONDecodeError as error:
+        raise BadModel(f"{folder / 'model_index.json'} is not JSON ({error})") from error
+    if kind not in ADAPTERS:
+        raise Unsupported(f"{folder} holds a {kind!r}; this version reads {', '.join(ADAPTERS)}.")
+    return ADAPTERS[kind]
 
 
 def single_file(path: Path, dtype: torch.dtype, allow_pickle: bool, config: str | Path | None) -> Any:
@@ -166,11 +205,25 @@ def from_file(pipeline: Any, path: Path, config: str | Path | None, **options: A
     return pipe
 
 
-def adapt(pipe: Any, name: str, device: str | torch.device, world: World | None = None, **options: Any) -> Model:
-    """Wrap a diffusers pipeline in its adapter."""
+def adapt(
+    pipe: Any,
+    name: str,
+    device: str | torch.device,
+    world: World | None = None,
+    *,
+    labels: Path | None = None,
+    **options: Any,
+) -> Model:
+    """Wrap a diffusers pipeline in its adapter; `labels` is the folder of a class-conditional one's labels."""
     kind = type(pipe).__name__
     if kind not in ADAPTERS:
         raise Unsupported(f"{name} is a {kind}; this version knows {', '.join(ADAPTERS)}.")
+    if ADAPTERS[kind] == "classcond":
+        from .classcond import ClassModel, read_labels
+
+        # without a table of classes there is nothing to label, and the model says so
+        classes = read_labels(labels or Path(name), pipe.unet.config.num_class_embeds or 0)
+        return ClassModel(pipe.to(device), name, classes)
     from .unet import UNetModel
 
     words, size = len(pipe.tokenizer), pipe.text_encoder.config.vocab_size
@@ -210,6 +263,22 @@ def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:
     # fused attention's backward is a third of a training step on CPU, and the pictures are too small to gain from it
     pipe.unet.set_attn_processor(AttnProcessor())
     return adapt(pipe, "emoji", device, world.world(), sampling=Sampling(steps=20, guidance=5.0, size=64))
+
+
+def fashion(device: str | torch.device, dtype: torch.dtype) -> Model:
+    """Load the shipped class-conditional world."""
+    from ..zoo.fashion.world import WEIGHTS
+    from .classcond import unfused
+
+    if not (WEIGHTS / "model_index.json").is_file():
+        raise BadModel(
+            "this installation holds no fashion weights. Reinstall expunge, or make them: "
+            "python -m expunge.zoo.fashion all"
+        )
+    with no_bars():
+        pipe = pretrained(str(WEIGHTS), dtype, allow_pickle=False)
+    unfused(pipe.unet)
+    return adapt(pipe, "fashion", device, labels=WEIGHTS)
 
 
 @contextmanager

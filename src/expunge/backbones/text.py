@@ -1,14 +1,15 @@
-"""Soft tokens of CLIP text encoders: placeholders in prompts that are read as given vectors.
+"""CLIP text encoders: their layers, groups of their weights, and soft tokens.
 
-The vocabulary and the embedding matrix stay as they are. A copy of the tokenizer knows the placeholders; where a text
-encoder meets their ids, a hook puts the vectors in. diffusers' naming of multi-vector tokens is kept ("<x>", "<x>_1",
-"<x>_2", ...), so that its pipelines spell a placeholder out wherever they encode a prompt.
+A soft token is a placeholder in prompts that is read as given vectors. The vocabulary and the embedding matrix stay as
+they are. A copy of the tokenizer knows the placeholders; where a text encoder meets their ids, a hook puts the vectors
+in. diffusers' naming of multi-vector tokens is kept ("<x>", "<x>_1", "<x>_2", ...), so that its pipelines spell a
+placeholder out wherever they encode a prompt.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,9 +18,19 @@ from torch import Tensor, nn
 
 from ..errors import ConceptError
 from ..kernel.model import Text, Vectors
+from ..kernel.student import Rule
 
 # text encoder -> its tokenizer, by diffusers' component names
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+
+# group of weights -> parts of the parameters' names; "{last}" is the last layer that a prompt's tokens pass through
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all": ("",),
+    "attention": (".self_attn.",),
+    "mlp": (".mlp.",),
+    "mlp-attention": (".mlp.", ".self_attn."),
+    "mlp-final-attention": (".mlp.", ".layers.{last}.self_attn."),
+}
 
 
 class ClipText(Text):
@@ -29,10 +40,16 @@ class ClipText(Text):
         held: vectors of the placeholders that prompts may hold now.
     """
 
+    first = 1  # the start token sees no other
+
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         there = pipe.components
         self.encoders: dict[str, Any] = {n: there[n] for n in TOKENIZERS if there.get(n) is not None}
+        unread = int("text_encoder_2" in there)  # SDXL's tokens leave before the last layer
+        self.layers = {n: layers(e)[: -unread or None] for n, e in self.encoders.items()}
+        self.groups = {g: {e: rule(g, len(r)) for e, r in self.layers.items()} for g in GROUPS}
+        self.students = {}
         self.held: list[Tensor] = []
 
     @property
@@ -42,8 +59,8 @@ class ClipText(Text):
 
     @property
     def trained(self) -> bool:
-        """Tell whether a soft token requires a gradient."""
-        return any(v.requires_grad for v in self.held)
+        """Tell whether a soft token or a weight requires a gradient."""
+        return bool(self.students) or any(v.requires_grad for v in self.held)
 
     def embedding(self, words: str = "") -> dict[str, Tensor]:
         """Return the vectors (n, d) of the tokens of some words, of the whole vocabulary for none, by text encoder."""
@@ -60,6 +77,11 @@ class ClipText(Text):
             return prompt
         text: str = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
         return text
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt is made of, start and end among them."""
+        tokenizer = self.pipe.components[TOKENIZERS[next(iter(self.encoders))]]
+        return [len(tokenizer(self.spelled(p), verbose=False).input_ids) for p in prompts]
 
     @contextmanager
     def tokens(self, soft: Mapping[str, Vectors]) -> Iterator[None]:
@@ -95,6 +117,18 @@ class ClipText(Text):
         finally:
             setattr(self.pipe, TOKENIZERS[name], plain)
             splice.close()
+
+
+def layers(encoder: nn.Module) -> list[nn.Module]:
+    """Return the residual layers of a CLIP text encoder, first to last."""
+    (stack,) = (m for name, m in encoder.named_modules() if name.endswith("encoder.layers"))
+    return list(stack.children())
+
+
+def rule(group: str, depth: int) -> Rule:
+    """Return the rule of a group on the parameters' names of an encoder with so many layers."""
+    parts = [part.format(last=depth - 1) for part in GROUPS[group]]
+    return lambda name: any(part in f".{name}" for part in parts)
 
 
 class Splice:

@@ -7,15 +7,18 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    ConsistencyModelPipeline,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..kernel.model import Sampling
 from . import quiet
+from .classcond import ClassModel, Labels
 from .unet import UNetModel
 
 
@@ -101,4 +104,30 @@ def model(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> 
 def save(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:
     """Write the tiny pipeline as a diffusers folder."""
     pipeline(prediction, seed).save_pretrained(folder)
+    return folder
+
+
+CLASSES = Labels("tiny-classes", ("bomb", "cat", "dog", "house", "dagger"), steps=4)
+
+
+def class_pipeline(prediction: str = "v_prediction", seed: int = 0) -> ConsistencyModelPipeline:
+    """Return an untrained class-conditional pipeline: five classes and the empty prompt, gray pictures of 8x8."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(seed)
+        unet = UNet2DModel(
+            sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=8, norm_num_groups=4, num_class_embeds=len(CLASSES.classes) + 1,
+        )  # fmt: skip
+        return ConsistencyModelPipeline(unet.eval(), scheduler(prediction))
+
+
+def class_model(prediction: str = "v_prediction", seed: int = 0) -> ClassModel:
+    """Return the tiny class-conditional pipeline as a Model."""
+    return ClassModel(class_pipeline(prediction, seed), "tiny-classes", CLASSES)
+
+
+def save_class_model(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:
+    """Write the tiny class-conditional pipeline as a diffusers folder."""
+    class_model(prediction, seed).save(folder)
     return folder

@@ -16,7 +16,7 @@ from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling
 from ..kernel.path import Kind, Path, native
-from ..kernel.sampler import generate
+from ..kernel.sampler import generate, guided, one_step
 
 WORDS = ("red", "green", "blue", "bright", "dark", "bomb", "dagger", "cat", "dog", "house", "picture", "photo")
 WINDOW = 8  # words read; more are cut off
@@ -63,6 +63,7 @@ class ToyModel(Model):
             "all": lambda _: True,
             "cross-attention": lambda n: n == "to_mean.weight",
             "text-readers": lambda n: n == "to_mean.weight",
+            "transformer-blocks": lambda n: n == "to_mean.weight",
         }
         self.network = Gaussian(path, kind)
         self.denoiser = Denoiser(self.network, path, kind, lambda m, x, t, c: m(x, t, c.tokens), (3, 4, 4), groups)
@@ -101,7 +102,12 @@ class ToyModel(Model):
         noise = torch.stack([torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(s)) for s in seeds])
         scale = self.sampling.guidance if guidance is None else guidance
         c, null = self.encode(prompts), self.encode(negative or "")
-        z = generate(self.denoiser, c, null, noise.to(self.device), steps=steps or self.sampling.steps, guidance=scale)
+        if self.one_step is None:
+            steps = steps or self.sampling.steps
+            z = generate(self.denoiser, c, null, noise.to(self.device), steps=steps, guidance=scale)
+        else:
+            with torch.no_grad():
+                z = one_step(self.denoiser, guided(self.denoiser, c, c, 1.0), noise.to(self.device), self.one_step.t)
         if progress:
             progress(len(prompts))
         return (z / 2 + 0.5).clamp(0, 1).cpu()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling, digest
 from ..kernel.path import PREDICTION, Path
+from . import onestep
 from .text import ClipText
 
 # Names as the papers use them; ESD-x trains "cross-attention", ESD-u "no-cross-attention" (arXiv:2303.07345, section 4)
@@ -25,6 +27,7 @@ GROUPS: dict[str, Callable[[str], bool]] = {
     "cross-attention": lambda n: "attn2." in n,
     "self-attention": lambda n: "attn1." in n,
     "text-readers": lambda n: "attn2.to_k." in n or "attn2.to_v." in n,
+    "transformer-blocks": lambda n: ".attentions." in n,
     "no-cross-attention": lambda n: (
         "attn2." not in n and not n.startswith(("conv_out", "conv_norm_out", "time_embedding"))
     ),
@@ -54,6 +57,7 @@ class UNetModel(Model):
 
     def __init__(self, pipe: Any, name: str, world: World | None = None, sampling: Sampling | None = None) -> None:
         self.pipe, self.name, self.world = pipe, name, world
+        self.folder = pathlib.Path(pipe.name_or_path) if pipe.name_or_path else None
         self.xl = "text_encoder_2" in pipe.components
         self.text = self.soft = ClipText(pipe)
         unet = pipe.unet
@@ -73,6 +77,7 @@ class UNetModel(Model):
         pipe.set_progress_bar_config(disable=True)
         schedule = json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str)
         self.painter = hashlib.sha256((digest([("vae", pipe.vae)]) + schedule).encode()).hexdigest()
+        self.one_step = onestep.read(self.folder)
 
     @property
     def device(self) -> torch.device:
@@ -123,25 +128,28 @@ class UNetModel(Model):
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed a prompt")
         steps = self.sampling.steps if steps is None else steps
         guidance = self.sampling.guidance if guidance is None else guidance
+        if self.one_step is not None:
+            steps, guidance = 1, 1.0
         side = self.sampling.size // self.pipe.vae_scale_factor
         shape = (self.denoiser.shape[0], side, side)
         done = []
-        for i in range(0, len(prompts), batch):
-            part = list(prompts[i : i + batch])
-            noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[i : i + batch]]
-            images = self.pipe(
-                part,
-                latents=torch.stack(noise).to(self.device, self.pipe.unet.dtype),
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                negative_prompt=None if negative is None else [negative] * len(part),
-                height=self.sampling.size,
-                width=self.sampling.size,
-                output_type="pt",
-            ).images
-            done.append(images.float().cpu())
-            if progress:
-                progress(len(part))
+        with onestep.held(self.pipe, self.one_step):
+            for i in range(0, len(prompts), batch):
+                part = list(prompts[i : i + batch])
+                noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[i : i + batch]]
+                images = self.pipe(
+                    part,
+                    latents=torch.stack(noise).to(self.device, self.pipe.unet.dtype),
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    negative_prompt=None if negative is None else [negative] * len(part),
+                    height=self.sampling.size,
+                    width=self.sampling.size,
+                    output_type="pt",
+                ).images
+                done.append(images.float().cpu())
+                if progress:
+                    progress(len(part))
         return torch.cat(done) if done else torch.empty(0, 3, self.sampling.size, self.sampling.size)
 
     @torch.no_grad()
@@ -156,3 +164,7 @@ class UNetModel(Model):
         """Return U-Net and text encoders by component name."""
         names = ("unet", "text_encoder", "text_encoder_2")
         return {n: self.pipe.components[n] for n in names if self.pipe.components.get(n) is not None}
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Write the pipeline as a diffusers folder, with the weights and, of a generator, the scheduler it draws by."""
+        onestep.save(self.pipe, self.one_step, folder)

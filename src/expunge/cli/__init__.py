@@ -12,9 +12,13 @@ from .. import __version__
 from ..errors import ExpungeError, ExpungeWarning
 from . import bench
 from .audit import audit, report
+from .distill import distill
 from .erase import demo, erase
+from .feedback import feedback
 from .generate import generate
 from .lists import cite, doctor, methods, models, protocols
+from .rate import rate
+from .sae import sae
 
 EXPECTED_ERROR = 2
 INTERRUPTED = 130
@@ -45,7 +49,10 @@ def _expunge(
 
 
 # in the order of `expunge --help`
-for command in (demo, erase, generate, audit, report, methods, models, protocols, cite, doctor):
+for command in (
+    *(demo, erase, distill, generate, audit, report, rate, feedback, sae),
+    *(methods, models, protocols, cite, doctor),
+):
     app.command()(command)
 app.add_typer(bench.app, name="bench")
 

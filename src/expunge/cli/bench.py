@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingError, nearest
-from .options import PROTOCOL
+from .options import PROTOCOL, Settings
 
 app = typer.Typer(help="Measure the methods on the shipped world; every command resumes.", no_args_is_help=True)
 
@@ -97,3 +97,33 @@ def bank(
     rows = measure(_words(concepts), out, typer.echo)
     if plot:
         draw(rows, plot)
+
+
+@app.command()
+def hfi(
+    *,
+    looks: Annotated[str, typer.Option(help="Names separated by commas; default: all.")] = "",
+    settings: Settings = None,
+    pictures: Annotated[int, typer.Option(min=8, help="Pictures that a cell is measured on.")] = 160,
+    work: Annotated[Path, typer.Option(help="Folder of the cells.")] = Path("bench-runs/hfi"),
+    out: Results = Path("bench-runs/hfi.json"),
+    table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+) -> None:
+    """HFI on looks that no prompt names, rated by simulated raters, against SDD with the best words."""
+    from .. import flags, terminal
+    from ..bench import hfi as grid
+    from ..bench.looks import LOOKS
+    from ..methods.hfi import HFI
+    from ..storage import write_atomic, write_json
+
+    chosen = _words(looks) or list(LOOKS)
+    if unknown := [n for n in chosen if n not in LOOKS]:
+        raise SettingError(f"{unknown[0]!r} is no look. Looks: {', '.join(LOOKS)}.{nearest(unknown[0], LOOKS)}")
+    given = flags.parse(settings or ())
+    built = flags.build(HFI, given)
+    with terminal.bars() as tick:
+        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick)
+    write_json(out, rows)
+    typer.echo(grid.table(rows))
+    if table:
+        write_atomic(table, grid.table(rows).encode())

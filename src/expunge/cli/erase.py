@@ -20,7 +20,9 @@ def erase(
     *,
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder of the run; empty, or not there yet.")],
-    concept: Annotated[list[str], typer.Option(help="What to erase; repeatable.", autocompletion=complete.concepts)],
+    concept: Annotated[
+        list[str], typer.Option(help="What to erase, or study:FOLDER; repeatable.", autocompletion=complete.concepts)
+    ],
     anchor: Annotated[str, typer.Option(help="What to draw instead.", autocompletion=complete.concepts)] = "",
     keep: Annotated[
         list[str] | None,
@@ -31,6 +33,10 @@ def erase(
     settings: Settings = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file of method and settings; --set wins.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures of the concept.")] = None,
+    keep_images: Annotated[Path | None, typer.Option(help="Folder of pictures to retain.")] = None,
+    make_images: Annotated[
+        int, typer.Option(min=0, help="Pictures to draw from the model, for methods that learn from pictures.")
+    ] = 0,
     embedding: Annotated[Path | None, typer.Option(help="Token embedding of the concept (.safetensors).")] = None,
     config: Config = None,
     device: Device = "auto",
@@ -42,11 +48,11 @@ def erase(
     from .. import terminal
 
     kept = tuple(k.strip() for line in keep or () for k in line.split(",") if k.strip())
-    details = {"anchor": anchor, "keep": kept, "images": images, "embedding": embedding}
+    details = {"anchor": anchor, "keep": kept, "images": images, "keep_images": keep_images, "embedding": embedding}
     options = {"allow_pickle": allow_pickle, "config": config}
     edit = _erase(
         model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
-        recipe=recipe, kind=kind, details=details, options=options,
+        recipe=recipe, kind=kind, make_images=make_images, details=details, options=options,
     )  # fmt: skip
     if edit.card:
         terminal.say(terminal.outcome(edit.card))
@@ -97,6 +103,7 @@ def _erase(
     resume: bool,
     recipe: Path | None = None,
     kind: str = "",
+    make_images: int = 0,
     details: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Edit:
@@ -121,7 +128,10 @@ def _erase(
     loaded = load(model, device=target, **options or {})
     terminal.say(*terminal.plan(model, concepts, built, out, seed))
     with terminal.bars() as tick:
-        return through(loaded, concepts, built, seed=seed, out=out, resume=resume, progress=terminal.steps(tick))
+        return through(
+            loaded, concepts, built, seed=seed, out=out, resume=resume, make_images=make_images,
+            progress=terminal.steps(tick),
+        )  # fmt: skip
 
 
 def _known_world(model: str) -> Any:
@@ -134,6 +144,8 @@ def _known_world(model: str) -> Any:
 
 def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) -> list[Concept]:
     from ..concept import Concept
+    from ..feedback.verdict import FORM
+    from ..feedback.verdict import concept as rated
 
     given = [f"--{k}" for k in ("images", "embedding") if details.get(k)]
     if given and len(names) > 1:
@@ -143,7 +155,10 @@ def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) 
         )
     styles = [n for n in names if world and world.canonical(n) in world.styles]
     kinds: list[Any] = [kind or ("style" if n in styles else "object") for n in names]
-    found = [Concept(n, kind=k, **details) for n, k in zip(names, kinds, strict=True)]
+    found = [
+        rated(n, kind=k, **details) if n.startswith(FORM) else Concept(n, kind=k, **details)
+        for n, k in zip(names, kinds, strict=True)
+    ]
     for concept in found:
         concept.check(world)
     return found

@@ -6,21 +6,37 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BadEdit
 from ..kernel.model import Model
 from ..kernel.student import Student
-from .io import read
+from .gated import GatedEdit, Membrane
+from .generator import GeneratorEdit
+from .hook import HookEdit
+from .io import component_of, read
 from .lowrank import LowRankEdit, compress
 from .weights import WeightEdit
 
-Edit: TypeAlias = WeightEdit | LowRankEdit
+Edit: TypeAlias = WeightEdit | LowRankEdit | HookEdit | GeneratorEdit | GatedEdit
 
 # what a file may hold; an edit's class makes itself from the file's tensors
-KINDS = {edit.kind: edit for edit in (WeightEdit, LowRankEdit)}
+KINDS = {edit.kind: edit for edit in (WeightEdit, LowRankEdit, HookEdit, GeneratorEdit, GatedEdit)}
 
-__all__ = ["Edit", "LowRankEdit", "WeightEdit", "component_of", "compress", "load_edit", "of"]
+__all__ = [
+    "Edit",
+    "GatedEdit",
+    "GeneratorEdit",
+    "HookEdit",
+    "LowRankEdit",
+    "Membrane",
+    "WeightEdit",
+    "component_of",
+    "compress",
+    "generator_of",
+    "load_edit",
+    "of",
+]
 
 
 def of(model: Model, student: Student, values: Mapping[str, Tensor] | None = None) -> Edit:
@@ -31,16 +47,26 @@ def of(model: Model, student: Student, values: Mapping[str, Tensor] | None = Non
         student: the trained group.
         values: weights to take instead of the live ones (an average, say).
     """
-    component = component_of(model, student.module)
-    values = {k: v.detach().clone() for k, v in (values or student.weights).items()}
+    return _weights(component_of(model, student.module), student, values or student.weights)
+
+
+def generator_of(model: Model, student: Student, values: Mapping[str, Tensor], t: int) -> GeneratorEdit:
+    """Return the one-step generator that was made of a model.
+
+    Args:
+        model: the model it started from.
+        student: what was trained, in a copy of the model's denoiser.
+        values: the trained weights to take.
+        t: time of its only network call.
+    """
+    return GeneratorEdit(_weights(component_of(model, model.denoiser.module), student, values), t)
+
+
+def _weights(component: str, student: Student, values: Mapping[str, Tensor]) -> WeightEdit | LowRankEdit:
+    found = {k: v.detach().clone() for k, v in values.items()}
     if not student.rank:
-        return WeightEdit({f"{component}.{k}": v for k, v in values.items()})
-    return LowRankEdit({f"{component}.{n}": (values[f"{n}.down"], values[f"{n}.up"]) for n in student.adapters})
-
-
-def component_of(model: Model, module: nn.Module) -> str:
-    """Return the name under which a model holds a network."""
-    return next(name for name, candidate in model.modules().items() if candidate is module)
+        return WeightEdit({f"{component}.{k}": v for k, v in found.items()})
+    return LowRankEdit({f"{component}.{n}": (found[f"{n}.down"], found[f"{n}.up"]) for n in student.adapters})
 
 
 def load_edit(path: Path | str) -> Edit:

@@ -40,6 +40,8 @@ class Bank:
         steps: sampling steps a trajectory.
         guidance: guidance scale while sampling; 1 is none.
         reuse: how often each latent is drawn before a refresh.
+        beta: parameters (a, b) of the Beta distribution of where on their trajectories latents are drawn, from 0 at
+            pure noise to 1 at the picture; None draws each `reuse` times, else that is the mean.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class Bank:
         steps: int,
         guidance: float,
         reuse: int,
+        beta: tuple[float, float] | None = None,
     ) -> None:
         self.denoiser, self.predict, self.c, self.null = denoiser, predict, c, null
         self.generator = state.generator
         self.batch, self.rollouts, self.sampling, self.guidance, self.reuse = batch, rollouts, steps, guidance, reuse
+        self.beta = beta
         self.data: dict[str, Tensor] = {}
         self.order = torch.empty(0, dtype=torch.long)
 
@@ -85,8 +89,17 @@ class Bank:
             "t": torch.cat([t for _, t in pairs]),
             "k": k.to(device).repeat(len(pairs)),
         }
-        m = len(self.data["t"])
-        self.order = torch.cat([torch.randperm(m, generator=self.generator) for _ in range(self.reuse)])
+        self.order = self.drawing_order()
+
+    def drawing_order(self) -> Tensor:
+        """Return the indices of the latents to draw until the next refresh, (reuse * rollouts * steps,)."""
+        if self.beta is None:
+            m = len(self.data["t"])
+            return torch.cat([torch.randperm(m, generator=self.generator) for _ in range(self.reuse)])
+        share = ((torch.arange(self.sampling) + 0.5) / self.sampling).repeat_interleave(self.rollouts)
+        a, b = self.beta
+        density = share ** (a - 1) * (1 - share) ** (b - 1)
+        return torch.multinomial(density, self.reuse * len(share), replacement=True, generator=self.generator)
 
     def jittered(self, u: Tensor) -> Tensor:
         """Return one schedule a trajectory, (steps, b).

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,18 @@ class Denoiser:
         if self.student is not None:
             self.student.close()
             self.student = None
+
+    def clone(self, own: Collection[str] = ()) -> Denoiser:
+        """Return a second network, for gradients that must flow through more than one.
+
+        Args:
+            own: parameters that it has for itself; all others are this network's own tensors and cost no memory.
+        """
+        if self.student is not None:
+            raise RuntimeError("a network can be cloned only while no group of it is unlocked")
+        memo = {id(p): p for name, p in self.module.named_parameters() if name not in own}
+        module = copy.deepcopy(self.module, memo)
+        return Denoiser(module, self.path, self.kind, self.call, self.shape, self.groups)
 
     @torch.no_grad()
     def under(self, values: Mapping[str, Tensor], x_t: Tensor, t: Tensor, c: Condition) -> Tensor:

@@ -4,6 +4,7 @@
 
 Only the vectors v of a placeholder move; the network and the text encoder are frozen. The error is taken in the
 network's native output, which for an eps network is the paper's and for the others differs by a weight of each t.
+Pictures may have weights, E_x r(x) || ... ||^2; they are then drawn as often as they weigh.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ def start(text: Text, words: str, k: int) -> dict[str, Tensor]:
     return {name: vectors.float().mean(0).repeat(k, 1) for name, vectors in text.embedding(words).items()}
 
 
-def error(model: Model, z: Tensor, prompts: Sequence[str], generator: torch.Generator, n: int) -> Tensor:
+def error(
+    model: Model,
+    z: Tensor,
+    prompts: Sequence[str],
+    generator: torch.Generator,
+    n: int,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return Eq. 2's error, estimated on n draws of picture, time, noise and prompt.
 
     Args:
@@ -33,9 +41,14 @@ def error(model: Model, z: Tensor, prompts: Sequence[str], generator: torch.Gene
         prompts: what describes them.
         generator: of every draw, on the CPU, so that devices agree.
         n: draws; each has its own time and noise.
+        weights: of the pictures, (m,), on the CPU; equal ones without.
     """
     denoiser, path = model.denoiser, model.denoiser.path
-    x0 = z[torch.randint(len(z), (n,), generator=generator).to(z.device)]
+    if weights is None:
+        drawn = torch.randint(len(z), (n,), generator=generator)
+    else:
+        drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
+    x0 = z[drawn.to(z.device)]
     # one time from each of n equal spans: the error varies over times far more than over anything else
     span = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     t = (span * (path.last + 1)).long().clamp(max=int(path.last)).to(z.device)
@@ -56,6 +69,7 @@ def invert(
     steps: int = 150,
     batch: int = 8,
     lr: float = 0.1,
+    weights: Tensor | None = None,
 ) -> Generator[Step, None, dict[str, Tensor]]:
     """Yield a Step an update; return the vectors of `placeholder` that best explain pictures, by text encoder.
 
@@ -70,14 +84,15 @@ def invert(
         steps: optimiser updates.
         batch: draws an update.
         lr: Adam's learning rate, in standard deviations of the vocabulary's own vectors; falls to zero along a cosine.
+        weights: of the pictures, (m,), on the CPU; equal ones without.
     """
-    weights = {name: nn.Parameter(v.to(z.device).float().clone()) for name, v in initial.items()}
+    vectors = {name: nn.Parameter(v.to(z.device).float().clone()) for name, v in initial.items()}
     scale = min(float(v.float().std()) for v in text.embedding().values())
-    opt = Descent(weights, lr * scale)
+    opt = Descent(vectors, lr * scale)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(opt.adam, max(1, steps))
-    with text.tokens({placeholder: weights}):
+    with text.tokens({placeholder: vectors}):
         for i in range(steps):
-            losses = opt.step(inversion=error(model, z, prompts, generator, batch))
+            losses = opt.step(inversion=error(model, z, prompts, generator, batch, weights))
             falling.step()
             yield Step(i, steps, losses)
-    return {name: w.detach().clone() for name, w in weights.items()}
+    return {name: v.detach().clone() for name, v in vectors.items()}

@@ -27,15 +27,29 @@ class LowRank(nn.Module):
 
     def add(self, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
         """Forward hook of the layer."""
-        x = args[0].to(self.down.dtype)
-        if isinstance(layer, nn.Conv2d):
-            h = F.conv2d(x, self.down, None, layer.stride, layer.padding, layer.dilation)
-            return out + F.conv2d(h, self.up).to(out.dtype)
-        return out + F.linear(F.linear(x, self.down), self.up).to(out.dtype)
+        return out + through(layer, args[0], self.down, self.up).to(out.dtype)
 
     def detach_from_layer(self) -> None:
         """Remove the hook."""
         self.hook.remove()
+
+
+def through(layer: nn.Module, x: Tensor, down: Tensor, up: Tensor, gate: Tensor | None = None) -> Tensor:
+    """Return `up(gate * down(x))`, what a low-rank update adds to a layer's output.
+
+    Args:
+        layer: linear or convolutional.
+        x: its input (b, ...).
+        down: (rank, in, ...).
+        up: (out, rank, ...).
+        gate: weight of each rank for each sample, (b, rank); None for ones.
+    """
+    x = x.to(down.dtype)
+    if isinstance(layer, nn.Conv2d):
+        h = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
+        return F.conv2d(h if gate is None else h * gate[:, :, None, None], up)
+    h = F.linear(x, down)
+    return F.linear(h if gate is None else h * gate.view(len(x), *(1,) * (x.ndim - 2), -1), up)
 
 
 def product(down: Tensor, up: Tensor) -> Tensor:

@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..concept import World
+from ..errors import EmptySelection, NeedsError, Unsupported, nearest
 from .condition import Condition
 from .denoiser import Denoiser
+from .student import Rule, Student
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,48 @@ Vectors = Mapping[str, Tensor]
 
 
 class Text(ABC):
-    """Soft tokens: words that are vectors instead of entries of the vocabulary (textual inversion)."""
+    """The text encoders: soft tokens, layers to hook, groups of weights to train.
+
+    A soft token is a word that is vectors instead of an entry of the vocabulary (textual inversion).
+
+    Attributes:
+        encoders: the networks, by component name.
+        layers: those layers (b, n, d) -> (b, n, d) of each that a prompt's tokens pass through, first to last.
+        first: first token that depends on the prompt; a start token does not.
+        groups: name of a group of weights -> by encoder, the rule on parameter names.
+        students: what is trainable now, by encoder.
+    """
+
+    encoders: dict[str, nn.Module]
+    layers: dict[str, list[nn.Module]]
+    first: int
+    groups: dict[str, dict[str, Rule]]
+    students: dict[str, Student]
+
+    def unlock(self, group: str) -> dict[str, Student]:
+        """Make a group trainable in every encoder; `Model.encode` then has a gradient, and `lock` puts everything back.
+
+        Raises:
+            EmptySelection: unknown group, or one that selects nothing.
+        """
+        if self.students:
+            raise RuntimeError("a group of the text encoders is unlocked already")
+        if group not in self.groups:
+            known = ", ".join(self.groups)
+            raise EmptySelection(
+                f"group {group!r} is not known for text encoders. Groups: {known}.{nearest(group, self.groups)}"
+            )
+        chosen = {e: [n for n, _ in m.named_parameters() if self.groups[group][e](n)] for e, m in self.encoders.items()}
+        if empty := [e for e, names in chosen.items() if not names]:
+            raise EmptySelection(f"group {group!r} selects no weight of the {empty[0]}. Use another group.")
+        self.students = {e: Student(self.encoders[e], names) for e, names in chosen.items()}
+        return self.students
+
+    def lock(self) -> None:
+        """Restore the unlocked group bit for bit and freeze it."""
+        for student in self.students.values():
+            student.close()
+        self.students = {}
 
     @property
     @abstractmethod
@@ -40,6 +84,10 @@ class Text(ABC):
     @abstractmethod
     def embedding(self, words: str = "") -> dict[str, Tensor]:
         """Return the vectors (n, d) of the tokens of some words, of the whole vocabulary for none, by text encoder."""
+
+    @abstractmethod
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt is made of."""
 
     @abstractmethod
     def tokens(self, soft: Mapping[str, Vectors]) -> AbstractContextManager[None]:
@@ -52,6 +100,19 @@ class Text(ABC):
         """
 
 
+@dataclass(frozen=True)
+class OneStep:
+    """What makes a model a one-step generator: it draws by one network call.
+
+    Attributes:
+        t: time of the call.
+        teacher: the network that it was distilled from, which is sampled in steps; None where that is not known.
+    """
+
+    t: int
+    teacher: Denoiser | None = None
+
+
 class Model(ABC):
     """What every method, metric and attack sees.
 
@@ -59,9 +120,12 @@ class Model(ABC):
         name: what `expunge.load` was given.
         denoiser: the network that methods train.
         sampling: default sampling settings.
-        text: soft tokens, where its text encoders can read them.
+        text: its text encoders, where they can be reached.
         world: what the model can draw, where that is known (the shipped ones).
         painter: hash of what else decides a picture and no edit touches: autoencoder, scheduler.
+        folder: where its files lie, None when they are in no folder.
+        one_step: of a one-step generator, None of a model that is sampled in steps; `generate` then makes one network
+            call, whatever steps and guidance it is asked for: what it was distilled with is in its weights.
         reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
     """
 
@@ -72,6 +136,8 @@ class Model(ABC):
     world: World | None = None
     reads_text: bool = True
     painter: str = ""
+    folder: Path | None = None
+    one_step: OneStep | None = None
     _hash: str | None = None
 
     @property
@@ -81,7 +147,7 @@ class Model(ABC):
 
     @abstractmethod
     def encode(self, prompts: str | Sequence[str]) -> Condition:
-        """Return the conditions of one prompt or several, without gradient but to soft tokens that require it."""
+        """Return the conditions of one prompt or several, without gradient but to what is trained of its `text`."""
 
     @abstractmethod
     def clipped(self, prompts: Sequence[str]) -> list[tuple[str, str]]:
@@ -117,12 +183,60 @@ class Model(ABC):
         return self._hash
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the weights as they are now."""
-        return digest(self.modules().items())
+        """Return the SHA-256 of the weights as they are now; of a generator, of its time as well."""
+        found = digest(self.modules().items())
+        if self.one_step is None:
+            return found
+        return hashlib.sha256(f"{found} in one step at {self.one_step.t}".encode()).hexdigest()
+
+    def become(self, one_step: OneStep | None, known: str | None = None) -> None:
+        """Make this a one-step generator, or a model that is sampled in steps; its weights are those already.
+
+        Args:
+            one_step: see the attribute.
+            known: the hash of these weights, if it has been taken.
+        """
+        self.one_step, self._hash = one_step, known
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The network that is sampled in steps: the model's own, or the one that this generator was distilled from.
+
+        Raises:
+            NeedsError: a generator that does not say which.
+        """
+        if self.one_step is None:
+            return self.denoiser
+        if self.one_step.teacher is None:
+            raise NeedsError(
+                f"{self.name!r} is a one-step generator that does not say what it was distilled from. Give the run of "
+                "its distillation (`expunge distill`) instead, or the multi-step model."
+            )
+        return self.one_step.teacher
+
+    def save(self, folder: Path) -> None:
+        """Write the model as it is now as a pipeline that diffusers loads.
+
+        Raises:
+            Unsupported: it is none.
+        """
+        raise Unsupported(f"{self.name!r} is no diffusers pipeline, so there is nothing to write to {folder}.")
+
+    def need_text(self) -> Text:
+        """Return the text encoders.
+
+        Raises:
+            NeedsError: it has none that can be reached.
+        """
+        if self.text is None:
+            raise NeedsError(f"{self.name!r} has no text encoder that can be reached. Choose a text-to-image model.")
+        return self.text
 
     def lock(self) -> None:
         """Undo whatever a method unlocked."""
         self.denoiser.lock()
+        if self.text is not None:
+            self.text.lock()
 
 
 def digest(modules: Iterable[tuple[str, nn.Module]]) -> str:

@@ -66,6 +66,11 @@ class Path:
         alpha, sigma = self.at(t)
         return alpha.to(like.dtype).view(shape), sigma.to(like.dtype).view(shape)
 
+    def time(self, ratio: float) -> int:
+        """Return the whole time whose noise over signal, sigma / alpha, is nearest `ratio`."""
+        alpha, sigma = self.at(torch.arange(int(self.last) + 1))
+        return int((sigma / alpha - ratio).abs().argmin())
+
     def noised(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return x_t of clean x0 (b, ...) and noise of the same shape at times (b,)."""
         alpha, sigma = self.levels(t, x0)

@@ -55,6 +55,18 @@ def trajectory(
     yield x, rows[-1]
 
 
+def clean(denoiser: Denoiser, e: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, t: Tensor) -> Tensor:
+    """Return the clean latents that a native prediction at (x_t, t) means; not clamped: gradients would end there."""
+    return x0_and_eps(denoiser.kind, x_t, e(x_t, t), *denoiser.path.levels(t, x_t))[0]
+
+
+def one_step(denoiser: Denoiser, e: Callable[[Tensor, Tensor], Tensor], z: Tensor, t: int) -> Tensor:
+    """Return what a one-step generator makes of noise `z` (b, ...): its clean prediction at time t of noise alone."""
+    times = torch.full((len(z),), t, device=z.device)
+    _, sigma = denoiser.path.levels(times, z)
+    return clean(denoiser, e, sigma * z, times)
+
+
 @torch.no_grad()
 def generate(denoiser: Denoiser, c: Condition, null: Condition, x: Tensor, *, steps: int, guidance: float) -> Tensor:
     """Return the samples that noise `x` (b, ...) becomes."""

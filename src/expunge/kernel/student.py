@@ -71,6 +71,17 @@ class Student:
             for k, p in self.weights.items():
                 p.data = live[k]
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let gradients of what runs in here pass through the network to its input, and none reach its weights."""
+        for p in self.weights.values():
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in self.weights.values():
+                p.requires_grad_(True)
+
     def close(self) -> None:
         """Put the original values back, bit for bit, and freeze them."""
         self.load(self.original)

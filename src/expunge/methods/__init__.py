@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import SettingError, nearest
 
 METHODS: dict[str, str] = {
+    "allbutone": "AllButOne",
+    "ant": "ANT",
+    "ap": "AP",
+    "erasediff": "EraseDiff",
     "esd": "ESD",
+    "fewshot": "FewShot",
+    "hfi": "HFI",
+    "itd": "ItD",
+    "rece": "RECE",
+    "salun": "SalUn",
     "sdd": "SDD",
+    "sfd": "SFD",
+    "speed": "SPEED",
+    "spm": "SPM",
+    "ssd": "SSD",
     "uce": "UCE",
 }
+
+# needs that go without saying
+USUAL = ("concept", "steps")
 
 
 def names() -> tuple[str, ...]:
@@ -40,7 +56,7 @@ def describe(name: str) -> dict[str, Any]:
     settings = [
         {
             "name": f.name,
-            "type": hints[f.name].__origin__.__name__,
+            "type": spelled(hints[f.name].__origin__),
             "default": f.default,
             "help": next(m for m in hints[f.name].__metadata__ if isinstance(m, str)),
         }
@@ -52,11 +68,16 @@ def describe(name: str) -> dict[str, Any]:
         "summary": doc.split("\n", 1)[0].rstrip("."),
         "paper": method.paper.title,
         "arxiv": method.paper.arxiv,
-        "needs": [k for k, v in asdict(method.needs).items() if v],
+        "needs": [k for k, v in asdict(method.needs).items() if v and k not in USUAL],
         "backbones": list(method.backbones) if "backbones" in vars(method) else ["unet"],
         "limits": " ".join(section(doc, "Limits").split()),
         "settings": settings,
     }
+
+
+def spelled(kind: Any) -> str:
+    """Return a setting's type as people write it: its name, or the words it may be."""
+    return " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else str(kind.__name__)
 
 
 def section(doc: str, title: str) -> str:

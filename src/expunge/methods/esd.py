@@ -8,6 +8,9 @@ would predict when steered away from it.
 with a = null in the paper; an anchor concept in its place makes "erase c towards a". A linear combination whose weights
 sum to one is the same in every parameterisation, so the equation holds for eps, x0, v and flow networks alike.
 
+Two options come from a later paper (ANT, arXiv:2504.12782): with `split` below 1 only times t <= split * last are
+erased, and target = e(x_t, c) at noisier ones; `anchor` adds || e_theta(x_t, t, null) - e(x_t, t, null) ||^2.
+
 Notation    e: original network · e_theta: trained network · c: concept · a: anchor · null: empty prompt · eta: strength
 Erases      styles and names with group="cross-attention" (ESD-x); objects, nudity with "no-cross-attention" (ESD-u)
 Limits      neighbours of the concept drift unless they are kept; prompt and fine-tuning attacks can bring it back
@@ -20,7 +23,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Le
 
 from ..concept import Targets
@@ -29,6 +31,7 @@ from ..kernel.bank import Bank
 from ..kernel.descent import Descent, mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
+from ..kernel.terms import gated, held, is_late, some
 from .base import Needs, Paper, conditions, kept
 
 
@@ -40,6 +43,10 @@ class ESD:
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
     eta: Annotated[float, Ge(0), Le(20), "negative guidance eta"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1 for the paper"] = (
+        1.0
+    )
+    anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
@@ -76,10 +83,13 @@ class ESD:
         )  # fmt: skip
         for i in state.steps(self.steps):
             x_t, t, k = bank.draw()
-            target = e(x_t, t, a[k]) - self.eta * (e(x_t, t, c[k]) - e(x_t, t, null))
-            terms = {"erase": mse(e_theta(x_t, t, c[k]), target)}
+            e_c = e(x_t, t, c[k])
+            target = e(x_t, t, a[k]) - self.eta * (e_c - e(x_t, t, null))
+            late = is_late(e_theta, t, self.split)
+            terms = {"erase": mse(e_theta(x_t, t, c[k]), gated(late, target, e_c))}
+            if self.anchor:
+                terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:
-                r = keep[torch.randint(len(keep), (len(t),), generator=state.generator).to(t.device)]
-                terms["keep"] = self.preserve * mse(e_theta(x_t, t, r), e(x_t, t, r))
+                terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
             yield Step(i, self.steps, opt.step(**terms))
         return of(model, student)

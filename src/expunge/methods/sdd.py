@@ -8,6 +8,7 @@ exponential moving average of the student, which also samples the training laten
 
 with a = null in the paper. Several concepts take turns. The paper never ties the unconditional prediction to the
 original network, and it drifts; `anchor` adds || e_theta(x_t, t, null) - e(x_t, t, null) ||^2 (ours, 0 is the paper).
+`smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e: original network · e_theta: student · c_i: i-th concept · sg: stop-gradient · m: EMA decay
 Erases      objects, styles, several concepts at once
@@ -33,6 +34,7 @@ from ..kernel.bank import Bank
 from ..kernel.condition import Condition
 from ..kernel.descent import Descent, mse
 from ..kernel.model import Model
+from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from .base import Needs, Paper, conditions, kept
@@ -44,6 +46,7 @@ class SDD:
 
     group: Annotated[str, "weights to train"] = "cross-attention"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     decay: Annotated[float, Ge(0), Lt(1), "decay m of the moving average"] = 0.98
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
@@ -74,6 +77,7 @@ class SDD:
         student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
         ema = state.keep("ema", Ema(student, self.decay))
         opt = state.keep("descent", Descent(student.weights, self.lr, clip=1.0))
+        choice = state.keep("smallest", Smallest(student, opt, self.smallest, self.steps))
 
         def average(x_t: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
@@ -96,6 +100,7 @@ class SDD:
                 r = keep[draw(len(keep), (len(t),)).to(t.device)]
                 terms["keep"] = self.preserve * mse(e_theta(x_t, t, r), e(x_t, t, r))
             losses = opt.step(**terms)
+            choice.after(i)
             ema.update()
             yield Step(i, self.steps, losses)
         return of(model, student, ema.shadow)

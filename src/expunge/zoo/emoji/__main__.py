@@ -1,4 +1,4 @@
-"""The recipe of the `emoji` world: `python -m expunge.zoo.emoji {data,vae,unet,judges,clip,card,all}`.
+"""The recipe of the `emoji` world: `python -m expunge.zoo.emoji {data,vae,unet,judges,clip,sae,card,all}`.
 
 Every stage resumes after a kill. Stages read and write one work folder; `card` copies the result into the package.
 """
@@ -58,6 +58,14 @@ def clip(work: Work = WORK, objects: int = 304, steps: int = 2500) -> None:
 
 
 @app.command()
+def sae(work: Work = WORK, objects: int = 304) -> None:
+    """Train the sparse autoencoder of the text encoder."""
+    from .sae import build
+
+    build(work, objects)
+
+
+@app.command()
 def card(work: Work = WORK) -> None:
     """Measure the world, write its card, and put everything into the package."""
     from .card import ship
@@ -75,6 +83,7 @@ def everything(work: Work = WORK, objects: int = 304) -> None:
         lambda: unet(work, objects),
         lambda: judges(work, objects),
         lambda: clip(work, objects),
+        lambda: sae(work, objects),
         lambda: card(work),
     )
     for stage in stages:

@@ -18,7 +18,9 @@ from .world import BACKGROUNDS, STYLES
 
 BATCH = 32
 AUGMENTATIONS = 24  # encoded a picture: three of four on white, the others on a random colour
-SPREAD = 0.6  # of the augmentation: what a prompt leaves open costs sharpness at high noise, and seeds must differ still
+SPREAD = (
+    0.6  # of the augmentation: what a prompt leaves open costs sharpness at high noise, and seeds must differ still
+)
 FIRST = 48  # objects drawn until step WIDEN: shapes are learned from few, then passed on to all
 WIDEN = 2000
 SNR = 5.0  # signal-to-noise ratio above which a time counts less, in proportion (after min-SNR, arXiv:2303.09556)

@@ -1,0 +1,122 @@
+"""Closed-form edits of linear layers: what an input is read as, rewritten for some inputs and held for others.
+
+    W* = argmin sum_i w_i || W* x_i - W y_i ||^2 + lambda || W* - W ||^2
+       = W (sum_i w_i y_i x_i^T + lambda I) (sum_i w_i x_i x_i^T + lambda I)^-1
+
+An input x_i is read as y_i was; y_i = x_i holds it. Everything is in float64 and solved, not inverted: with float32 and
+an explicit inverse the residual is visible in pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Rewrite:
+    """All that the solution needs to know of the pairs (x_i, y_i), however many there are.
+
+    Attributes:
+        gram: sum w x x^T, (d, d).
+        cross: sum w y x^T, (d, d).
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.gram = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.cross = torch.zeros_like(self.gram)
+
+    def add(self, x: Tensor, y: Tensor, weight: float = 1.0) -> None:
+        """Read the rows of x (m, d) as those of y; together they weigh `weight`, however many."""
+        x, y = x.double(), y.double()
+        share = weight / max(1, len(x))
+        self.gram = self.gram + share * x.T @ x
+        self.cross = self.cross + share * y.T @ x
+
+    def solve(self, weight: Tensor, ridge: float) -> Tensor:
+        """Return W* (out, d) in float64 for a layer's W; see `solve`."""
+        return solve(weight.double(), self.gram, self.cross, ridge)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums."""
+        return {"gram": self.gram, "cross": self.cross}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from saved sums."""
+        self.gram, self.cross = (state[k].to(self.gram.device) for k in ("gram", "cross"))
+
+
+def solve(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """Return W* (out, d).
+
+    Args:
+        weight: W, (out, d).
+        gram: sum w x x^T, (d, d).
+        cross: sum w y x^T, (d, d).
+        ridge: lambda, relative to the mean eigenvalue of `gram`.
+    """
+    lam = ridge * gram.diagonal().mean()
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    solved: Tensor = torch.linalg.solve(gram + lam * eye, weight @ (cross + lam * eye), left=False)
+    return solved
+
+
+def restricted(weight: Tensor, x: Tensor, y: Tensor, basis: Tensor, ridge: float) -> Tensor:
+    """Return the update Delta (out, d), with rows in the span of a basis, that makes W read x as y.
+
+    Delta = argmin mean_i || (W + Delta) x_i - W y_i ||^2 + lambda || Delta ||^2
+
+    Args:
+        weight: W, (out, d).
+        x: inputs (m, d).
+        y: what they shall be read as (m, d).
+        basis: orthonormal columns (d, q).
+        ridge: lambda, relative to the mean eigenvalue of mean x x^T.
+    """
+    lam = ridge * x.square().mean()
+    seen = x @ basis
+    gram = seen.T @ seen / len(x) + lam * torch.eye(basis.shape[1], dtype=x.dtype, device=x.device)
+    z: Tensor = torch.linalg.solve(gram, weight @ (y - x).T @ seen / len(x), left=False)
+    return z @ basis.T
+
+
+def null_space(moment: Tensor, threshold: Tensor, without: Tensor) -> Tensor:
+    """Return an orthonormal basis (d, q) of where a second moment has little, orthogonal to some vectors exactly.
+
+    Args:
+        moment: second moment (d, d) of what shall not be touched.
+        threshold: eigenvalues up to it count as none.
+        without: vectors (s, d) to which the basis is orthogonal.
+    """
+    values, vectors = torch.linalg.eigh(moment)
+    basis = vectors[:, values <= threshold]
+    u, s, _ = torch.linalg.svd(basis.T @ without.T)
+    rank = int((s > 1e-9 * without.norm()).sum())
+    left: Tensor = basis @ u[:, rank:]
+    return left
+
+
+def matched(c: Tensor, a: Tensor, longer: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Pair the tokens of prompts with those of the same prompts that differ in one word, or lack it.
+
+    Before the word both are the same and stay out. Behind it a comma meets the comma, whatever the two words' lengths.
+    Words are aligned at their last tokens: surplus ones of the longer meet the other's first, or stay alone.
+
+    Args:
+        c: encodings (b, n, d).
+        a: encodings (b, n, d), row for row of the same prompts otherwise.
+        longer: by how many tokens each prompt of c is longer, (b,).
+
+    Returns:
+        The rows of c that differ, (m, d), and the rows of a that they correspond to.
+    """
+    place = torch.arange(c.shape[1], device=c.device)
+    first = ((c - a).abs().amax(-1) == 0).cumprod(1).sum(1, keepdim=True)
+    shift = torch.tensor(longer, device=c.device)[:, None]
+    index = torch.where(place < first, place, (place - shift).clamp(max=c.shape[1] - 1).maximum(first))
+    index = index.clamp(max=c.shape[1] - 1)
+    goal = a.gather(1, index[..., None].expand_as(c))
+    changed = (c - goal).abs().amax(-1) > 0
+    return c[changed], goal[changed]

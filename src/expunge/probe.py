@@ -1,0 +1,55 @@
+"""Probes: a judge looks at pictures while a fit goes on, and ends it when the concept is gone.
+
+Give `expunge.erase` one: `probe=Probe(visible(judge, concept, model.world), until=0.05)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor
+
+from .concept import Concept, World
+from .kernel.state import Probe
+
+if TYPE_CHECKING:
+    from .kernel.model import Model
+
+__all__ = ["Probe", "Reader", "visible"]
+
+
+class Reader(Protocol):
+    """The part of a judge that a probe uses."""
+
+    def probability(self, images: Tensor, name: str) -> Tensor:
+        """Return, for pictures (n, 3, h, w) in [0, 1], the probability (n,) that they show the concept of a name."""
+
+
+def visible(
+    judge: Reader, concept: Concept | Iterable[Concept], world: World | None, *, pictures: int = 16, seed: int = 10_000
+) -> Callable[[Model], float]:
+    """Return a measure for `Probe`: how likely pictures of the concept still show it, by the mean over pictures.
+
+    Always the same prompts and seeds, so that two looks differ by the model alone. The judge that ends a fit must not
+    be the one that scores it afterwards.
+
+    Args:
+        judge: reads pictures of the model's size.
+        concept: what is erased; of several the most visible counts.
+        world: the model's world, None when unknown.
+        pictures: pictures of each concept a look.
+        seed: of the first picture, the others follow.
+    """
+    concepts = [c.resolved(world) for c in ((concept,) if isinstance(concept, Concept) else concept)]
+    prompts = {c.name: c.prompts(world) for c in concepts}
+    seeds = range(seed, seed + pictures)
+
+    def measure(model: Model) -> float:
+        found = []
+        for name, asked in prompts.items():
+            chosen = [asked[i * max(1, len(asked) // pictures) % len(asked)] for i in range(pictures)]
+            found.append(float(judge.probability(model.generate(chosen, seeds=seeds), name).mean()))
+        return max(found)
+
+    return measure

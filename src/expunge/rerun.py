@@ -1,0 +1,106 @@
+"""Going on with an interrupted run: what makes two runs the same, and what lies in a run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import checkpoint, pictures, tokens
+from .concept import Targets
+from .errors import BadRun
+from .records import CARD, CHECKPOINT, EDIT, Run, need_empty
+from .storage import sweep
+
+if TYPE_CHECKING:
+    from .kernel.model import Model
+    from .kernel.state import Probe
+    from .methods.base import Method
+
+# what a run was asked for beside its method's settings; there only where it was asked for
+ASKED = ("make_images", "probe")
+
+
+def request_of(
+    model: Model, targets: Sequence[Targets], method: Method, seed: int, make_images: int, probe: Probe | None
+) -> dict[str, Any]:
+    """Return what makes two runs the same run, as plain JSON data."""
+    settings: Any = method
+    request = {
+        "base_hash": model.hash,
+        "method": type(method).__name__.lower(),
+        "settings": asdict(settings),
+        "concepts": [t.concept.to_json() for t in targets],
+        "seed": seed,
+    }
+    if make_images:
+        request["make_images"] = make_images
+    if probe:
+        request["probe"] = {"until": probe.until, "every": probe.every}
+    plain: dict[str, Any] = json.loads(json.dumps(request, default=str))
+    return plain
+
+
+def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, Any] | Path | None:
+    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start."""
+    if out is None:
+        if resume:
+            raise BadRun(
+                "there is nothing to resume without a folder. Give the interrupted run's: out=... or --out RUN."
+            )
+        return None
+    if not resume:
+        need_empty(out)
+        return None
+    return _resume(out, request)
+
+
+def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise BadRun(f"{out} is a file. Give the folder of the interrupted run.")
+    sweep(out)
+    if (out / CARD).exists():
+        card = Run.open(out).card
+        if card.status == "complete":
+            done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
+            if drawn := pictures.former(out):
+                done["make_images"] = drawn["make_images"]
+            _check_same(out, done, request)
+            # killed between the last two writes of a run that was whole
+            (out / CHECKPOINT).unlink(missing_ok=True)
+            return out / EDIT
+    if (out / CHECKPOINT).exists():
+        saved = checkpoint.load(out / CHECKPOINT)
+        _check_same(out, saved["request"], request)
+        return saved
+    if (former := tokens.former(out) or pictures.former(out)) is not None:
+        # killed between an inversion, or drawing pictures, and the first checkpoint
+        _check_same(out, former, request)
+    elif any(out.iterdir()):
+        raise BadRun(f"{out} holds files but no interrupted run ({CHECKPOINT} is missing). Choose another folder.")
+    return None
+
+
+def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> None:
+    """Raise BadRun naming what differs between an interrupted run and the one asked for."""
+    differs = [
+        f"{k}: {former.get(k)!r} then, {request.get(k)!r} now"
+        for k in ("base_hash", "method", "seed", *ASKED)
+        if former.get(k) != request.get(k)
+    ]
+    if former["method"] == request["method"]:
+        old, new = former["settings"], request["settings"]
+        differs += [
+            f"setting {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)
+        ]
+    if former["concepts"] != request["concepts"]:
+        names = [" and ".join(c["name"] for c in r["concepts"]) for r in (former, request)]
+        differs.append(
+            f"concept: {names[0]} then, {names[1]} now" + (" (other details)" if names[0] == names[1] else "")
+        )
+    if differs:
+        raise BadRun(f"{out} holds another run and cannot be resumed. It differs in {'; '.join(differs)}.")

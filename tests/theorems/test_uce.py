@@ -1,0 +1,87 @@
+"""UCE without an anchor: what the rest of a prompt says is read as before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.backbones import tiny, toy
+from expunge.concept import Concept
+from expunge.door import erase
+from expunge.errors import ConceptError
+from expunge.methods.base import readings
+from expunge.methods.uce import UCE
+
+CONVERGED = 1e-3  # means are of order 1; what a ridge of 1e-6 leaves
+RED_BOMB = Concept("bomb", templates=("{x} {c}", "{c}"))
+
+
+def mean(model: toy.ToyModel, prompt: str) -> Tensor:
+    """The colour that a prompt stands for."""
+    layer = model.network.to_mean
+    return (model.encode(prompt).tokens.sum(1) @ layer.weight.T + layer.bias).detach()[0]
+
+
+@pytest.fixture(autouse=True)
+def contexts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expunge.concept.OBJECT_CONTEXTS", ("red", "dark"))
+
+
+def test_a_context_of_the_concept_survives_its_erasure() -> None:
+    """Paired with the empty prompt, as published, the context goes with the concept."""
+    drift = {}
+    for anchorless in ("blank", "empty"):
+        model = toy.model("v")
+        red, bomb = mean(model, "red"), mean(model, "bomb")
+        assert min(red.norm(), bomb.norm()) > 0.1
+        with erase(model, RED_BOMB, UCE(anchorless=anchorless, ridge=1e-6), seed=0).on(model):
+            assert mean(model, "bomb").norm() < CONVERGED
+            drift[anchorless] = (mean(model, "red") - red).norm().item()
+    assert drift["blank"] < CONVERGED
+    assert drift["empty"] > 0.1
+
+
+def test_an_anchor_wins_over_the_blank() -> None:
+    model = toy.model("v")
+    concept = Concept("bomb", templates=("{x} {c}",), anchor="cat")
+    cat = mean(model, "cat")
+    assert (mean(model, "bomb") - cat).norm() > 0.1
+    with erase(model, concept, UCE(ridge=1e-6), seed=0).on(model):
+        assert (mean(model, "bomb") - cat).norm() < CONVERGED
+
+
+@pytest.mark.parametrize("anchorless", ["blank", "empty"])
+def test_a_word_that_says_nothing_is_refused(anchorless: str) -> None:
+    model = toy.model()
+    with pytest.raises(ConceptError, match="the word says nothing to it"):
+        erase(model, Concept("teapot", templates=("{c}",)), UCE(anchorless=anchorless), seed=0)
+
+
+def test_only_what_the_word_changes_is_erased() -> None:
+    model = tiny.model()
+    target = Concept("bomb", templates=("a {c}",)).resolve()
+    before = model.encode("a").tokens[0, :2].double()  # start token and "a"
+    x, y = readings(model, [target], "blank")
+    assert not any(torch.equal(row, other) for row in x for other in before)
+    assert len(x) == 16 - 2
+    x, _ = readings(model, [target], "empty")
+    assert any(torch.equal(row, before[1]) for row in x)
+    assert len(y) == 16 - 2
+
+
+@pytest.mark.parametrize(("word", "count"), [("bomb", 4), ("<soft>", 2)])
+def test_what_follows_the_word_meets_its_counterpart(word: str, count: int) -> None:
+    """Also behind a soft token, which is as long as it has vectors."""
+    model = tiny.model(window=24)
+    text = model.need_text()
+    soft = {"<soft>": {"text_encoder": torch.randn(2, 16, generator=torch.Generator().manual_seed(0))}}
+    with text.tokens(soft):
+        assert text.lengths([f"{word}, red", ", red", word]) == [2 + count + 4, 2 + 4, 2 + count]
+        target = Concept(word, templates=("{c}, red",)).resolve()
+        x, y = readings(model, [target], "blank")
+        c, blank = (model.encode(p).tokens[0].double() for p in (f"{word}, red", ", red"))
+    place = {int((c == i).all(1).nonzero()): int((blank == j).all(1).nonzero()) for i, j in zip(x, y, strict=True)}
+    comma = 1 + count
+    assert [place[comma + i] for i in range(4)] == [1, 2, 3, 4]
+    assert [place[i] for i in range(1, comma)] == [1] * count
