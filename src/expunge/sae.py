@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -214,21 +214,32 @@ def train(
         return {name: h[:, text.first :].flatten(0, 1) for name, h in found.items()}
 
     updates = fit(saes, draw, state, steps=settings.steps, lr=settings.lr, patience=settings.patience)
-    last = time.monotonic()
-    for step in updates:
-        if bad := [name for name, value in step.losses.items() if not math.isfinite(value)]:
-            raise Diverged(f"training diverged: {bad[0]!r} was NaN or infinite at step {step.i}. Lower lr.", step.i)
-        if time.monotonic() - last >= save_every:
-            checkpoint.save(_checkpoint(out), {"request": request, "fit": state.state_dict()})
-            last = time.monotonic()
-        if progress:
-            progress(step)
+    _drive(updates, lambda: _save(out, request, state), save_every, progress)
     shares = explained(model, layers, saes, held)
     dead = {name: (sae.idle > settings.patience).float().mean().item() for name, sae in saes.items()}
     found = Dictionary(saes, layers, base, held, {n: {"explained": shares[n], "dead": dead[n]} for n in saes})
     found.save(out)
     _checkpoint(out).unlink(missing_ok=True)
     return found
+
+
+def _drive(
+    updates: Iterable[Step], save: Callable[[], None], save_every: float, progress: Callable[[Step], None] | None
+) -> None:
+    """Run a training to its end, with checkpoints; stop where a loss is no number."""
+    last = time.monotonic()
+    for step in updates:
+        if bad := [name for name, value in step.losses.items() if not math.isfinite(value)]:
+            raise Diverged(f"training diverged: {bad[0]!r} was NaN or infinite at step {step.i}. Lower lr.", step.i)
+        if time.monotonic() - last >= save_every:
+            save()
+            last = time.monotonic()
+        if progress:
+            progress(step)
+
+
+def _save(out: Path, request: dict[str, Any], state: State) -> None:
+    checkpoint.save(_checkpoint(out), {"request": request, "fit": state.state_dict()})
 
 
 @torch.no_grad()
