@@ -154,6 +154,9 @@ def loop(
         step, spent = saved["step"], saved["seconds"]
         for key, keeper in {**states, "optimizer": optimizer}.items():
             keeper.load_state_dict(saved[key])
+        for p, moments in optimizer.state.items():
+            # a fused step walks parameter and moments in one order: both must lie in memory alike
+            moments.update({k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape})
     start = saved_at = time.monotonic()
     mean: float | None = None
     with tqdm(total=steps, initial=step, desc=name, mininterval=15) as bar, (work / f"{name}.jsonl").open("a") as log:
