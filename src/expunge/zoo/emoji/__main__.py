@@ -13,6 +13,7 @@ import typer
 
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="folder of data, checkpoints and results (about 1 GB)")]
+Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda: bfloat16 there")]
 WORK = Path.home() / ".cache" / "expunge" / "emoji-recipe"
 
 
@@ -25,36 +26,43 @@ def data(work: Work = WORK) -> None:
 
 
 @app.command()
-def vae(work: Work = WORK, steps: int = 6000) -> None:
+def vae(work: Work = WORK, steps: int = 6000, device: Device = "cpu") -> None:
     """Train the autoencoder."""
     from .vae import train
 
-    train(work, steps)
+    train(work, steps, device=device)
 
 
 @app.command()
-def unet(work: Work = WORK, objects: int = 304, steps: int = 60_000, name: str = "unet") -> None:
+def unet(
+    work: Work = WORK,
+    objects: int = 304,
+    steps: int = 60_000,
+    name: str = "unet",
+    batch: Annotated[int, typer.Option(help="pictures a step; an accelerator takes 512")] = 32,
+    device: Device = "cpu",
+) -> None:
     """Train the denoiser and the text encoder along with it."""
     from .unet import train
 
-    train(work, objects, steps, name=name)
+    train(work, objects, steps, name=name, batch=batch, device=device)
 
 
 @app.command()
-def judges(work: Work = WORK, objects: int = 304, steps: int = 6000) -> None:
+def judges(work: Work = WORK, objects: int = 304, steps: int = 6000, device: Device = "cpu") -> None:
     """Train both judges on real renders."""
     from .judges import train
 
     for which in ("a", "b"):
-        train(work, which, steps, count=objects)
+        train(work, which, steps, count=objects, device=device)
 
 
 @app.command()
-def clip(work: Work = WORK, objects: int = 304, steps: int = 2500) -> None:
+def clip(work: Work = WORK, objects: int = 304, steps: int = 2500, device: Device = "cpu") -> None:
     """Train the image tower that matches the text encoder."""
     from .clip import train
 
-    train(work, objects, steps)
+    train(work, objects, steps, device=device)
 
 
 @app.command()
@@ -74,15 +82,15 @@ def card(work: Work = WORK) -> None:
 
 
 @app.command(name="all")
-def everything(work: Work = WORK, objects: int = 304) -> None:
+def everything(work: Work = WORK, objects: int = 304, device: Device = "cpu") -> None:
     """Run every stage."""
     work.mkdir(parents=True, exist_ok=True)
     stages: tuple[Callable[[], None], ...] = (
         lambda: data(work),
-        lambda: vae(work),
-        lambda: unet(work, objects),
-        lambda: judges(work, objects),
-        lambda: clip(work, objects),
+        lambda: vae(work, device=device),
+        lambda: unet(work, objects, device=device),
+        lambda: judges(work, objects, device=device),
+        lambda: clip(work, objects, device=device),
         lambda: sae(work, objects),
         lambda: card(work),
     )

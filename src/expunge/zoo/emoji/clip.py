@@ -48,14 +48,14 @@ class Towers(nn.Module):
         return F.normalize(self.vision(x * 2 - 1).image_embeds, dim=-1)
 
 
-def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> None:
+def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3, device: str = "cpu") -> None:
     """Train the towers on real renders and save them to `work/pipeline/clip`."""
-    pictures = Pictures(work)
+    pictures = Pictures(work, device)
     objects = torch.tensor(chosen(pictures, work, count))
     folder = work / "pipeline"
-    reader = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
+    reader = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval().to(device)
     words = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    towers = Towers(reader.config.hidden_size)
+    towers = Towers(reader.config.hidden_size).to(device)
     optimizer = torch.optim.AdamW(towers.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.05)
     ema = Ema(towers, decay=0.998)
 
@@ -68,7 +68,7 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
             text.caption(pictures.entries[i], j, k, dice)
             for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)
         ]
-        ids = text.tokens(words, captions)
+        ids = text.tokens(words, captions).to(device)
         with torch.no_grad():
             return pictures.draw(o, s, b, rng), reader(ids).pooler_output
 
@@ -77,7 +77,7 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
         logits = (
             towers.images(x) @ F.normalize(towers.text_projection(pooled), dim=-1).T * towers.scale.exp().clamp(max=100)
         )
-        labels = torch.arange(len(x))
+        labels = torch.arange(len(x), device=device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
     loop(
@@ -95,7 +95,7 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3) -> 
     with torch.no_grad():
         x, pooled = batch(256, random.Random(-1), generator(30_000, 0))
         found = (towers.images(x) @ towers.text_projection(pooled).T).argmax(1)
-    accuracy = (found == torch.arange(256)).float().mean().item()
-    towers.half().vision.save_pretrained(folder / "clip")
+    accuracy = (found == torch.arange(256, device=device)).float().mean().item()
+    towers.cpu().half().vision.save_pretrained(folder / "clip")
     save_file({"weight": towers.text_projection.weight.detach()}, folder / "clip" / "text_projection.safetensors")
     print(f"clip: {accuracy:.1%} of 256 pictures find their own caption among 256")

@@ -28,7 +28,7 @@ JITTER = 0.12  # largest change of contrast, brightness and each colour channel
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur every picture (b, 3, h, w) by a Gaussian of its own standard deviation, sigma (b,) in pixels."""
-    taps = torch.arange(-3, 4, dtype=images.dtype)
+    taps = torch.arange(-3, 4, dtype=images.dtype, device=images.device)
     weights = torch.exp(-taps.square() / (2 * sigma[:, None].clamp_min(1e-2).square()))
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None, None]
     h, w = images.shape[2:]
@@ -41,12 +41,13 @@ def blur(images: Tensor, sigma: Tensor) -> Tensor:
 def soften(images: Tensor, rng: torch.Generator) -> Tensor:
     """Blur, recolour and add noise to pictures (b, 3, h, w) in [0, 1], each by its own random amount."""
     b = len(images)
-    images = blur(images, BLUR * torch.rand(b, generator=rng))
-    jitter = JITTER * (2 * torch.rand(b, 5, 1, 1, generator=rng) - 1)
+    device = images.device
+    images = blur(images, BLUR * torch.rand(b, generator=rng).to(device))
+    jitter = (JITTER * (2 * torch.rand(b, 5, 1, 1, generator=rng) - 1)).to(device)
     centre = images.mean((1, 2, 3), keepdim=True)
     images = (images - centre) * (1 + jitter[:, :1]) + centre + 0.5 * jitter[:, 1:2] + 0.3 * jitter[:, 2:]
     sigma = NOISE * torch.rand(b, 1, 1, 1, generator=rng)
-    return (images + sigma * torch.randn(images.shape, generator=rng)).clamp(0, 1)
+    return (images + (sigma * torch.randn(images.shape, generator=rng)).to(device)).clamp(0, 1)
 
 
 def draw(pictures: Pictures, known: Tensor, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,12 +58,12 @@ def draw(pictures: Pictures, known: Tensor, n: int, rng: torch.Generator) -> tup
     return pictures.draw(known[o], s, b, rng), o, s
 
 
-def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3, count: int = 304) -> None:
+def train(work: Path, which: str, steps: int = 6000, lr: float = 3e-3, count: int = 304, device: str = "cpu") -> None:
     """Train judge `which` ("a" or "b") and save it, with its measured accuracy, to `work/judge-WHICH.safetensors`."""
-    pictures = Pictures(work)
+    pictures = Pictures(work, device)
     known = torch.tensor(chosen(pictures, work, count))
     torch.default_generator.manual_seed(SEEDS[which])
-    judge = Judge(which, len(known), len(STYLES)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = Judge(which, len(known), len(STYLES)).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     judge.objects, judge.styles = tuple(pictures.entries[i]["name"] for i in known), tuple(STYLES)
     optimizer = torch.optim.AdamW(judge.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.02)
     ema = Ema(judge, decay=0.998)
@@ -72,6 +73,7 @@ def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3, count: in
         half = BATCH // 2
         x = torch.cat([clean[:half], soften(clean[half:], rng)])
         objects, styles = judge(x.contiguous(memory_format=torch.channels_last))
+        o, s = o.to(device), s.to(device)
         smoothed = [F.cross_entropy(p, y, label_smoothing=SMOOTHING) for p, y in ((objects, o), (styles, s))]
         return smoothed[0] + smoothed[1]
 
@@ -91,7 +93,7 @@ def train(work: Path, which: str, steps: int = 1800, lr: float = 3e-3, count: in
     judge.accuracy = measure(judge, pictures, known) | {
         f"soft_{k}": v for k, v in measure(judge, pictures, known, n=2048, soft=True).items()
     }
-    save_judge(judge, work / f"judge-{which}.safetensors", {"steps": steps, "seconds": round(seconds)})
+    save_judge(judge.cpu(), work / f"judge-{which}.safetensors", {"steps": steps, "seconds": round(seconds)})
     print(f"judge {which}: {judge.accuracy} on fresh augmentations")
 
 
@@ -103,5 +105,5 @@ def measure(judge: Judge, pictures: Pictures, known: Tensor, n: int = 4096, *, s
         rng = generator(UNSEEN, i)
         x, o, s = draw(pictures, known, min(128, n - begin), rng)
         reading = judge.read(soften(x, rng) if soft else x)
-        hits += torch.tensor([(reading.object == o).sum(), (reading.style == s).sum()])
+        hits += torch.tensor([(reading.object.cpu() == o).sum(), (reading.style.cpu() == s).sum()])
     return {"object": hits[0].item() / n, "style": hits[1].item() / n}

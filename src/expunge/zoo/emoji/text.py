@@ -95,7 +95,8 @@ def pretrain(
     """
     torch.default_generator.manual_seed(4)
     sizes = [len(entries), len(STYLES) + 1, len(BACKGROUNDS)]  # the last style: none is named
-    head = nn.Linear(WIDTH, sum(sizes))
+    device = reader.device
+    head = nn.Linear(WIDTH, sum(sizes)).to(device)
     optimizer = torch.optim.AdamW([*reader.parameters(), *head.parameters()], 1e-3, betas=(0.9, 0.99))
     ema = Ema(reader, decay=0.99)
 
@@ -105,11 +106,14 @@ def pretrain(
         b *= torch.rand(64, generator=rng) < 0.5
         captions = [caption(entries[i], j, k, dice) for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)]
         named = torch.tensor([list(STYLES)[j] in c for c, j in zip(captions, s.tolist(), strict=True)])
-        ids = tokens(words, captions)
-        after = torch.arange(WINDOW)[None] >= (ids == words.eos_token_id).int().argmax(1)[:, None]
+        ids = tokens(words, captions).to(device)
+        after = torch.arange(WINDOW, device=device)[None] >= (ids == words.eos_token_id).int().argmax(1)[:, None]
         scores = head(reader(ids).last_hidden_state)[after].split(sizes, 1)
         answers = (o, s.where(named, torch.tensor(len(STYLES))), b)
-        losses = [F.cross_entropy(x, y.repeat_interleave(after.sum(1))) for x, y in zip(scores, answers, strict=True)]
+        many = after.sum(1)
+        losses = [
+            F.cross_entropy(x, y.to(device).repeat_interleave(many)) for x, y in zip(scores, answers, strict=True)
+        ]
         return torch.stack(losses).sum()
 
     states = {"text": reader, "head": head, "ema": ema}

@@ -37,15 +37,17 @@ class Pictures:
     Attributes:
         rgba: uint8 tensor (objects, styles, 4, 128, 128), premultiplied.
         entries: the objects, in order.
+        device: where pictures are drawn. What is drawn never depends on it: chance comes from the CPU's generators.
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, device: str = "cpu") -> None:
+        self.device = torch.device(device)
         stored = torch.from_numpy(np.load(work / "pictures.npy")).permute(0, 1, 4, 2, 3)
         alpha = stored[:, :, 3:].float() / 255
         premultiplied = (stored[:, :, :3].float() * alpha).round().to(torch.uint8)
-        self.rgba = torch.cat([premultiplied, stored[:, :, 3:]], dim=2).contiguous()
+        self.rgba = torch.cat([premultiplied, stored[:, :, 3:]], dim=2).contiguous().to(self.device)
         self.entries: list[Entry] = json.loads((work / "objects.json").read_text())
-        self.colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32) / 255
+        self.colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32, device=self.device) / 255
 
     def draw(
         self, objects: Tensor, styles: Tensor, backgrounds: Tensor, rng: torch.Generator, spread: float = 1.0
@@ -67,7 +69,7 @@ class Pictures:
         angle = math.radians(9 * spread) * (2 * torch.rand(b, generator=rng) - 1)
         shift = (2 * torch.rand(b, 2, generator=rng) - 1) * (1.06 - scale)[:, None]
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3)
+        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3).to(self.device)
         rgba = self.rgba[objects, styles].float() / 255
         grid = F.affine_grid(theta, [b, 4, 128, 128], align_corners=False)
         rgba = F.avg_pool2d(F.grid_sample(rgba, grid, align_corners=False), 2)
@@ -113,7 +115,10 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set both."""
-        self.n, self.shadow = state["n"], state["shadow"]
+        self.n = state["n"]
+        for mine, saved in zip(self.shadow, state["shadow"], strict=True):
+            for k, mean in mine.items():
+                mean.copy_(saved[k])
 
 
 def cosine(step: int, steps: int, warmup: int = 100, flat: float = 0.0) -> float:
@@ -122,6 +127,11 @@ def cosine(step: int, steps: int, warmup: int = 100, flat: float = 0.0) -> float
         return (step + 1) / warmup
     u = max(0.0, (step / steps - flat) / (1 - flat))
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, u)))
+
+
+def half(device: torch.device) -> torch.autocast:
+    """Return the context of a forward pass: bfloat16 on an accelerator, float32 on a CPU that would emulate it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
 
 
 def generator(seed: int, step: int) -> torch.Generator:
@@ -150,7 +160,7 @@ def loop(
     base = [g["lr"] for g in optimizer.param_groups]
     step, spent = 0, 0.0
     if path.exists():
-        saved = torch.load(path, weights_only=True)
+        saved = torch.load(path, weights_only=True, map_location="cpu")
         step, spent = saved["step"], saved["seconds"]
         for key, keeper in {**states, "optimizer": optimizer}.items():
             keeper.load_state_dict(saved[key])

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import text
-from .training import Ema, Pictures, chosen, cosine, generator, loop
+from .training import Ema, Pictures, chosen, cosine, generator, half, loop
 from .world import BACKGROUNDS, STYLES
 
 BATCH = 32
@@ -65,25 +65,33 @@ def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderK
     z = []
     for i in tqdm(range(0, len(o), 64), desc="encode", mininterval=15):
         x = pictures.draw(o[i : i + 64], s[i : i + 64], b[i : i + 64], rng, SPREAD) * 2 - 1
-        z.append((vae.encode(x).latent_dist.mode() * vae.config.scaling_factor).half())
+        z.append((vae.encode(x).latent_dist.mode() * vae.config.scaling_factor).half().cpu())
     out = {"z": torch.cat(z), "o": o, "s": s, "b": b}
     torch.save(out, path.with_suffix(".part"))
     path.with_suffix(".part").rename(path)
     return out
 
 
-def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, name: str = "unet") -> None:
+def train(
+    work: Path,
+    count: int = 304,
+    steps: int = 20_000,
+    lr: float = 1e-3,
+    name: str = "unet",
+    batch: int = BATCH,
+    device: str = "cpu",
+) -> None:
     """Train U-Net and text encoder and save the pipeline to `work/pipeline` (averaged weights)."""
-    pictures = Pictures(work)
-    vae = AutoencoderKL.from_pretrained(work / "vae").eval()
+    pictures = Pictures(work, device)
+    vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(device)
     objects = chosen(pictures, work, count)
     data = encode(work, pictures, objects, vae)
     first = torch.isin(data["o"], torch.tensor(chosen(pictures, work, min(FIRST, count)))).nonzero().flatten()
     everything = torch.arange(len(data["o"]))
     words = text.tokenizer(pictures.entries)
     # convolutions are two thirds of a step, and a seventh faster in this layout
-    unet = network().to(memory_format=torch.channels_last)
-    reader, noise = text.encoder(words).train(), scheduler()
+    unet = network().to(device, memory_format=torch.channels_last)
+    reader, noise = text.encoder(words).train().to(device), scheduler()
     text.pretrain(work, reader, words, pictures.entries)
     alpha_bar = noise.alphas_cumprod
     groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
@@ -92,7 +100,7 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
 
     def update(step: int, rng: torch.Generator) -> Tensor:
         pool = first if step < WIDEN else everything
-        i = pool[torch.randint(len(pool), (BATCH,), generator=rng)]
+        i = pool[torch.randint(len(pool), (batch,), generator=rng)]
         dice = random.Random(step)
         captions = [
             ""
@@ -100,17 +108,19 @@ def train(work: Path, count: int = 304, steps: int = 20_000, lr: float = 1e-3, n
             else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
             for j in i.tolist()
         ]
-        ids = text.tokens(words, captions)
+        ids = text.tokens(words, captions).to(device)
         x0 = data["z"][i].float()
         eps = torch.randn(x0.shape, generator=rng)
-        # one time from each of BATCH equal shares: every step sees every noise level
-        t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * len(alpha_bar) / BATCH).long()
+        # one time from each of `batch` equal shares: every step sees every noise level
+        t = ((torch.arange(batch) + torch.rand(batch, generator=rng)) * len(alpha_bar) / batch).long()
         a = alpha_bar[t].sqrt()[:, None, None, None]
         s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
-        out = unet(a * x0 + s * eps, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
+        z, v, t = ((a * x0 + s * eps).to(device), (a * eps - s * x0).to(device), t.to(device))
+        with half(pictures.device):
+            out = unet(z, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
         # where little noise is left, v is nearly the noise and all there is to learn is texture: it drowned the shapes
-        weight = (SNR * s.square() / a.square()).clamp(max=1)
-        loss: Tensor = (weight * (out - (a * eps - s * x0)).square()).mean()
+        weight = (SNR * s.square() / a.square()).clamp(max=1).to(device)
+        loss: Tensor = (weight * (out.float() - v).square()).mean()
         return loss
 
     states = {"unet": unet, "text": reader, "ema": ema}
@@ -128,7 +138,7 @@ def export(
         unet=unet.eval(), vae=vae, text_encoder=reader.eval(), tokenizer=words, scheduler=scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    pipe.to(dtype=torch.float16)
+    pipe.to("cpu", dtype=torch.float16)
     pipe.save_pretrained(folder)
     for config in folder.glob("*/config.json"):
         # the libraries note where a part was loaded from: a path of this machine
@@ -143,7 +153,7 @@ def snapshot(work: Path, count: int, name: str = "unet") -> None:
     pictures = Pictures(work)
     words = text.tokenizer(pictures.entries)
     unet, reader = network(), text.encoder(words)
-    saved = torch.load(work / f"{name}.ckpt", weights_only=True)
+    saved = torch.load(work / f"{name}.ckpt", weights_only=True, map_location="cpu")
     ema = Ema(unet, reader, decay=EMA)
     ema.load_state_dict(saved["ema"])
     ema.copy_to_modules()

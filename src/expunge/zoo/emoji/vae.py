@@ -43,16 +43,17 @@ def random_pictures(pictures: Pictures, n: int, rng: torch.Generator) -> Tensor:
     return pictures.draw(o, s, b, rng) * 2 - 1
 
 
-def train(work: Path, steps: int = 6000, lr: float = 2e-3) -> None:
+def train(work: Path, steps: int = 6000, lr: float = 2e-3, device: str = "cpu") -> None:
     """Train the autoencoder and save it to `work/vae` with the latents' scale measured on 512 pictures."""
-    pictures, vae = Pictures(work), network()
+    pictures = Pictures(work, device)
+    vae = network().to(device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-3)
     ema = Ema(vae, decay=0.998)
 
     def update(_step: int, rng: torch.Generator) -> Tensor:
         x = random_pictures(pictures, BATCH, rng)
         posterior = vae.encode(x).latent_dist
-        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)
+        z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng).to(pictures.device)
         y = vae.decode(z).sample
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
         loss: Tensor = F.mse_loss(y, x) + DETAIL * F.l1_loss(y, x) + KL * divergence
