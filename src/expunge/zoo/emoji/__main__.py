@@ -74,11 +74,13 @@ def sae(work: Work = WORK, objects: int = 304) -> None:
 
 
 @app.command()
-def card(work: Work = WORK) -> None:
+def card(
+    work: Work = WORK, every: Annotated[int, typer.Option(help="draw every so many-th object only", min=1)] = 1
+) -> None:
     """Measure the world, write its card, and put everything into the package."""
     from .card import ship
 
-    ship(work)
+    ship(work, every)
 
 
 @app.command(name="all")
