@@ -1,19 +1,23 @@
-"""The recipe of the `emoji` world: `python -m expunge.zoo.emoji {data,vae,unet,judges,clip,sae,card,all}`.
+"""The recipe of the `emoji` world: `python -m expunge.zoo.emoji {data,vae,unet,judges,clip,sae,card,gold,all}`.
 
 Every stage resumes after a kill. Stages read and write one work folder; `card` copies the result into the package.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .. import run
+
 app = typer.Typer(add_completion=False, help=__doc__, no_args_is_help=True)
 Work = Annotated[Path, typer.Option(help="folder of data, checkpoints and results (about 1 GB)")]
 Device = Annotated[str, typer.Option(help="cpu, or an accelerator such as cuda: bfloat16 there")]
+LEFT_OUT = typer.Option("--without", help="an object to leave out, its pictures and its captions; repeatable")
 WORK = Path.home() / ".cache" / "expunge" / "emoji-recipe"
 
 
@@ -41,11 +45,31 @@ def unet(
     name: str = "unet",
     batch: Annotated[int, typer.Option(help="pictures a step; an accelerator takes 512")] = 32,
     device: Device = "cpu",
+    without: Annotated[list[str] | None, LEFT_OUT] = None,
 ) -> None:
-    """Train the denoiser and the text encoder along with it."""
+    """Train the denoiser and the text encoder along with it; `--without bomb`: the gold standard of forgetting bombs."""
     from .unet import train
 
-    train(work, objects, steps, name=name, batch=batch, device=device)
+    train(work, objects, steps, name=name, batch=batch, device=device, without=without or ())
+
+
+@app.command()
+def gold(
+    without: Annotated[list[str], LEFT_OUT],
+    out: Annotated[Path, typer.Option(help="folder of the run; empty, or not there yet")],
+    work: Work = WORK,
+    name: str = "unet",
+    base: Annotated[str, typer.Option(help="model that it is compared with")] = "emoji",
+) -> None:
+    """Make a run of the model that `unet --without` trained, which `expunge audit` reads like an erasure's."""
+    from ...concept import Concept
+    from .. import gold as standard
+    from .training import lacking, listed, named
+
+    entries = listed(work)
+    left_out = named(entries, without)
+    tail, concepts = lacking(entries, left_out), [Concept(entries[i]["name"]) for i in left_out]
+    standard.gold(base, work / f"pipeline{tail}", concepts, out, work / f"{name}{tail}.jsonl")
 
 
 @app.command()
@@ -101,4 +125,4 @@ def everything(work: Work = WORK, objects: int = 304, device: Device = "cpu") ->
 
 
 if __name__ == "__main__":
-    app()
+    sys.exit(run(app))

@@ -19,7 +19,7 @@ from ...judges.classifier import load_judge
 from ...kernel.model import Model, Sampling
 from ...metrics.rates import wilson
 from . import vae
-from .training import Pictures
+from .training import Pictures, last
 from .world import HERE, STYLES, TEMPLATES, WEIGHTS
 
 PROMPT = TEMPLATES[0]
@@ -83,12 +83,13 @@ def sets(work: Path) -> list[dict[str, str]]:
 
 
 def cost(work: Path) -> dict[str, dict[str, float]]:
-    """Return steps, seconds and final loss of every training log."""
-    out = {}
-    for log in sorted(work.glob("*.jsonl")):
-        last = json.loads(log.read_text().strip().split("\n")[-1])
-        out[log.stem] = {"steps": last["step"], "seconds": round(last["seconds"]), "loss": round(last["loss"], 4)}
-    return out
+    """Return steps, seconds and final loss of every training log; those of gold standards have no part in the world."""
+    logs = {log.stem: last(log) for log in sorted(work.glob("*.jsonl")) if "-without-" not in log.stem}
+    return {
+        name: {"steps": end["step"], "seconds": round(end["seconds"]), "loss": round(end["loss"], 4)}
+        for name, end in logs.items()
+        if end
+    }
 
 
 def grid(images: Tensor, rows: int) -> Image.Image:
@@ -111,7 +112,8 @@ def text(figures: dict[str, Any], made: list[dict[str, str]], spent: dict[str, A
         "",
         "| measured | figure |",
         "|---|---|",
-        f"| object, top-1 of judge b, `{PROMPT}`, {figures['asked']} objects, one seed each, n = {figures['pictures']} | {top['object']} |",
+        f"| object, top-1 of judge b, `{PROMPT}`, {figures['asked']} objects, one seed each, "
+        f"n = {figures['pictures']} | {top['object']} |",
         f"| style, likewise | {top['style']} |",
         *(f"| style, {s} | {v:.1%} |" for s, v in figures["style_top1_by_style"].items()),
         f"| autoencoder, PSNR on fresh augmentations | {figures['vae_psnr_db']:.2f} dB |",
@@ -138,7 +140,7 @@ def text(figures: dict[str, Any], made: list[dict[str, str]], spent: dict[str, A
 
 
 def ship(work: Path, every: int = 1) -> None:
-    """Measure `work/pipeline` (every object of it, or every second, ...), write the card, and copy weights, judges and card into the package."""
+    """Measure `work/pipeline` (every object of it, or every second, ...), and copy it with its card to the package."""
     figures, images = measure(work, work / "pipeline", every)
     (work / "figures.json").write_text(json.dumps(figures, indent=1))
     new = WEIGHTS.with_name("weights.new")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from . import text
@@ -98,4 +99,4 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3, dev
     accuracy = (found == torch.arange(256, device=device)).float().mean().item()
     towers.cpu().half().vision.save_pretrained(folder / "clip")
     save_file({"weight": towers.text_projection.weight.detach()}, folder / "clip" / "text_projection.safetensors")
-    print(f"clip: {accuracy:.1%} of 256 pictures find their own caption among 256")
+    tqdm.write(f"clip: {accuracy:.1%} of 256 pictures find their own caption among 256")

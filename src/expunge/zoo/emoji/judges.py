@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from expunge.judges.classifier import Judge, save_judge
 
@@ -94,7 +95,7 @@ def train(work: Path, which: str, steps: int = 6000, lr: float = 3e-3, count: in
         f"soft_{k}": v for k, v in measure(judge, pictures, known, n=2048, soft=True).items()
     }
     save_judge(judge.cpu(), work / f"judge-{which}.safetensors", {"steps": steps, "seconds": round(seconds)})
-    print(f"judge {which}: {judge.accuracy} on fresh augmentations")
+    tqdm.write(f"judge {which}: {judge.accuracy} on fresh augmentations")
 
 
 @torch.no_grad()

@@ -86,7 +86,12 @@ def encoder(words: CLIPTokenizer) -> CLIPTextModel:
 
 
 def pretrain(
-    work: Path, reader: CLIPTextModel, words: CLIPTokenizer, entries: Sequence[Entry], steps: int = 600
+    work: Path,
+    reader: CLIPTextModel,
+    words: CLIPTokenizer,
+    entries: Sequence[Entry],
+    steps: int = 600,
+    name: str = "text",
 ) -> None:
     """Teach the text encoder what captions say before any picture is drawn: object, style and background.
 
@@ -117,7 +122,7 @@ def pretrain(
         return torch.stack(losses).sum()
 
     states = {"text": reader, "head": head, "ema": ema}
-    loop("text", work, steps, states, optimizer, lambda i: cosine(i, steps, warmup=50), update, after=ema.update)
+    loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, warmup=50), update, after=ema.update)
     ema.copy_to_modules()
 
 

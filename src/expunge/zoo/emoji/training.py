@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ...errors import ConceptError, NeedsError, nearest
+from .data import slug
 from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, Entry
 
 CHECKPOINT_SECONDS = 120.0
@@ -41,12 +43,11 @@ class Pictures:
     """
 
     def __init__(self, work: Path, device: str = "cpu") -> None:
-        self.device = torch.device(device)
+        self.entries, self.device = listed(work), torch.device(device)
         stored = torch.from_numpy(np.load(work / "pictures.npy")).permute(0, 1, 4, 2, 3)
         alpha = stored[:, :, 3:].float() / 255
         premultiplied = (stored[:, :, :3].float() * alpha).round().to(torch.uint8)
         self.rgba = torch.cat([premultiplied, stored[:, :, 3:]], dim=2).contiguous().to(self.device)
-        self.entries: list[Entry] = json.loads((work / "objects.json").read_text())
         self.colours = torch.tensor(list(BACKGROUNDS.values()), dtype=torch.float32, device=self.device) / 255
 
     def draw(
@@ -82,6 +83,37 @@ def chosen(pictures: Pictures, work: Path, count: int) -> list[int]:
     apart = np.load(work / "apart.npy")
     first = np.array([e["name"] in (*BENCH_TARGETS, *KEPT) for e in pictures.entries])
     return sorted(int(i) for i in np.argsort(-np.where(first, np.inf, apart), kind="stable")[:count])
+
+
+def listed(work: Path) -> list[Entry]:
+    """Return the objects that the stage `data` has written.
+
+    Raises:
+        NeedsError: it has not run.
+    """
+    path = work / "objects.json"
+    if not path.is_file():
+        raise NeedsError(f"{path} is missing. Run the stage `data` first, with the same --work.")
+    entries: list[Entry] = json.loads(path.read_text())
+    return entries
+
+
+def named(entries: Sequence[Entry], names: Sequence[str]) -> list[int]:
+    """Return the indices of objects, by their names in any case.
+
+    Raises:
+        ConceptError: there is no such object.
+    """
+    places = {e["name"].casefold(): i for i, e in enumerate(entries)}
+    if unknown := [n for n in names if n.casefold() not in places]:
+        raise ConceptError(f"{unknown[0]!r} is no object of the recipe.{nearest(unknown[0], places)}")
+    return sorted({places[n.casefold()] for n in names})
+
+
+def lacking(entries: Sequence[Entry], left_out: Sequence[int]) -> str:
+    """Return what is added to the names of files that were made without some objects; "" where all were there."""
+    names = [slug(entries[i]["name"]) for i in left_out]
+    return f"-without-{'-and-'.join(names)}" if names else ""
 
 
 class Ema:
@@ -194,6 +226,12 @@ def loop(
                 torch.save({**state, "step": step, "seconds": spent + saved_at - start}, path.with_suffix(".part"))
                 os.replace(path.with_suffix(".part"), path)
     return spent + time.monotonic() - start
+
+
+def last(log: Path) -> dict[str, Any]:
+    """Return the last line of a training's log, nothing of one too short to have written any."""
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> Iterable[nn.Parameter]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,14 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import text
-from .training import Ema, Pictures, chosen, cosine, generator, half, loop
+from .training import Ema, Pictures, chosen, cosine, generator, half, lacking, loop, named
 from .world import BACKGROUNDS, STYLES
 
 BATCH = 32
 AUGMENTATIONS = 24  # encoded a picture: three of four on white, the others on a random colour
-SPREAD = (
-    0.6  # of the augmentation: what a prompt leaves open costs sharpness at high noise, and seeds must differ still
-)
+# of the augmentation: what a prompt leaves open costs sharpness at high noise, and seeds must differ still
+SPREAD = 0.6
 FIRST = 48  # objects drawn until step WIDEN: shapes are learned from few, then passed on to all
 WIDEN = 2000
 SNR = 5.0  # signal-to-noise ratio above which a time counts less, in proportion (after min-SNR, arXiv:2303.09556)
@@ -74,25 +74,45 @@ def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderK
 
 def train(
     work: Path,
-    count: int = 304,
-    steps: int = 20_000,
+    count: int,
+    steps: int,
     lr: float = 1e-3,
     name: str = "unet",
     batch: int = BATCH,
     device: str = "cpu",
+    without: Sequence[str] = (),
 ) -> None:
-    """Train U-Net and text encoder and save the pipeline to `work/pipeline` (averaged weights)."""
+    """Train U-Net and text encoder and save the pipeline to `work/pipeline` (averaged weights).
+
+    Args:
+        work: folder of the stages before; checkpoints and the result go there too.
+        count: objects to draw.
+        steps: optimiser updates.
+        lr: highest learning rate of the U-Net; the text encoder's is a third.
+        name: of checkpoint and log.
+        batch: pictures an update.
+        device: where to train.
+        without: objects of which neither pictures nor captions are trained on, the gold standard of forgetting them;
+            the result is then `work/pipeline-without-...`.
+
+    Raises:
+        ConceptError: there is no such object.
+    """
     pictures = Pictures(work, device)
+    left_out = named(pictures.entries, without)
+    tail = lacking(pictures.entries, left_out)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(device)
     objects = chosen(pictures, work, count)
     data = encode(work, pictures, objects, vae)
-    first = torch.isin(data["o"], torch.tensor(chosen(pictures, work, min(FIRST, count)))).nonzero().flatten()
-    everything = torch.arange(len(data["o"]))
+    seen = ~torch.isin(data["o"], torch.tensor(left_out, dtype=torch.long))
+    early = torch.isin(data["o"], torch.tensor(chosen(pictures, work, min(FIRST, count))))
+    first, everything = (rows.nonzero().flatten() for rows in (seen & early, seen))
     words = text.tokenizer(pictures.entries)
     # convolutions are two thirds of a step, and a seventh faster in this layout
     unet = network().to(device, memory_format=torch.channels_last)
     reader, noise = text.encoder(words).train().to(device), scheduler()
-    text.pretrain(work, reader, words, pictures.entries)
+    told = [entry for i, entry in enumerate(pictures.entries) if i not in left_out]
+    text.pretrain(work, reader, words, told, name=f"text{tail}")
     alpha_bar = noise.alphas_cumprod
     groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
@@ -124,16 +144,21 @@ def train(
         return loss
 
     states = {"unet": unet, "text": reader, "ema": ema}
-    loop(name, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.75), update, after=ema.update)
+    loop(name + tail, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.75), update, after=ema.update)
     ema.copy_to_modules()
-    export(work, unet, reader, words, vae, [pictures.entries[i]["name"] for i in objects])
+    drawn = [pictures.entries[i]["name"] for i in objects if i not in left_out]
+    export(work / f"pipeline{tail}", unet, reader, words, vae, drawn)
 
 
 def export(
-    work: Path, unet: UNet2DConditionModel, reader: torch.nn.Module, words: object, vae: AutoencoderKL, drawn: list[str]
+    folder: Path,
+    unet: UNet2DConditionModel,
+    reader: torch.nn.Module,
+    words: object,
+    vae: AutoencoderKL,
+    drawn: list[str],
 ) -> None:
     """Save the pipeline as a diffusers folder, half precision, with the list of what it draws."""
-    folder = work / "pipeline"
     pipe = StableDiffusionPipeline(
         unet=unet.eval(), vae=vae, text_encoder=reader.eval(), tokenizer=words, scheduler=scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -158,4 +183,4 @@ def snapshot(work: Path, count: int, name: str = "unet") -> None:
     ema.load_state_dict(saved["ema"])
     ema.copy_to_modules()
     drawn = [pictures.entries[i]["name"] for i in chosen(pictures, work, count)]
-    export(work, unet, reader, words, AutoencoderKL.from_pretrained(work / "vae"), drawn)
+    export(work / "pipeline", unet, reader, words, AutoencoderKL.from_pretrained(work / "vae"), drawn)

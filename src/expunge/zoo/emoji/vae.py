@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
+from tqdm import tqdm
 
 from .training import Ema, Pictures, cosine, generator, loop
 from .world import BACKGROUNDS, STYLES
@@ -66,7 +67,7 @@ def train(work: Path, steps: int = 6000, lr: float = 2e-3, device: str = "cpu") 
     scale, psnr = measure(vae, pictures)
     vae.register_to_config(scaling_factor=scale)
     vae.save_pretrained(work / "vae")
-    print(f"vae: PSNR {psnr:.2f} dB on 512 fresh augmentations, scaling factor {scale:.4f}")
+    tqdm.write(f"vae: PSNR {psnr:.2f} dB on 512 fresh augmentations, scaling factor {scale:.4f}")
 
 
 @torch.no_grad()
