@@ -9,7 +9,7 @@ import torch
 
 from expunge.audit import asked, audit, shown
 from expunge.concept import Concept, World
-from expunge.errors import BadEdit, BadModel, BadRun, StorageError, Unsupported
+from expunge.errors import BadEdit, BadModel, BadRun, ConceptError, NotCached, StorageError, Unsupported
 from expunge.judges.classifier import Reading
 from expunge.judges.panel import Panel
 from expunge.kernel.condition import Condition
@@ -244,7 +244,7 @@ def test_a_damaged_or_foreign_cache_is_not_trusted(fresh):
 def test_a_cache_that_cannot_be_written_costs_time_only(run, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="not kept"):
+    with pytest.warns(NotCached, match="not kept"):
         assert prove(run, PERFECT)["ua"].value == 1.0
 
 
@@ -275,6 +275,45 @@ def test_several_targets_are_each_their_own(tmp_path, monkeypatch, drawn):
     assert prove(run, PERFECT)["ua"].value == 0.5
 
 
+def test_one_erased_concept_in_place_of_another_is_no_success(tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(drawn))
+    run = new_run(tmp_path / "run", Concept(TARGET), Concept("thing d"))
+    d = OBJECTS.index("thing d")
+    swapped = Change(lambda thing, style: (C + d - thing if thing in (C, d) else thing, style))
+    gone = Change(lambda thing, style: (0 if thing in (C, d) else thing, style))
+    assert (prove(run, swapped)["ua"].value, prove(run, gone)["ua"].value) == (0, 1)
+
+
+def test_of_a_distillation_retention_is_measured(tmp_path, monkeypatch, drawn):
+    monkeypatch.setenv("EXPUNGE_CACHE", str(drawn))
+    run = new_run(tmp_path / "run", Concept(TARGET))
+    Run(run).write_card(replace(Run(run).card, method="sid", concept={}))
+    s = prove(run, PERFECT)
+    assert list(s) == [m for m in METRICS if m not in ("ua", "h", "degenerate_target")]
+    assert s["ira"].base == 1
+    # the target's pictures are among the retained ones now, and they have changed
+    assert s["ira"].value < 1
+    assert s["cra"].value == 1
+    assert {r["role"] for r in Run(run).outcomes} == {r["role"] for r in Run(run).samples} == {"retain"}
+    assert Run(run).neighbours == []
+
+
+def test_a_label_that_the_world_does_not_know_is_told_with_what_to_do(tmp_path):
+    run = new_run(tmp_path / "run", Concept("my mascot", images=tmp_path))
+    with pytest.raises(ConceptError, match=r"no object 'my mascot'.*expunge generate.*expunge rate"):
+        prove(run, PERFECT)
+
+
+def test_a_protocol_of_ones_own(run):
+    small = replace(PROTOCOLS["emoji-v1"], id="small", targets=8, retained=10, near=2)
+    prove(run, PERFECT)
+    s = {s.metric: s for s in audit(run, small, model=Painter(), edit=PERFECT, panel=PANEL)}
+    assert (s["ua"].protocol, s["ua"].n, s["ira"].n) == ("small", 8, 10)
+    # its samples are fewer, and none of the former audit's are left
+    named = {r[side] for r in Run(run).samples for side in ("base", "edited")}
+    assert {p.name for p in (run / "samples").iterdir()} == named | {"index.json", "sheet.png"}
+
+
 def test_synonyms_and_names_lead_to_the_world():
     card = new_card(Concept("object cee"), Concept("x", names=("thing a", "thing b")))
     assert asked(card, WORLD) == ("object", ("thing c", "thing a", "thing b"))
@@ -297,8 +336,10 @@ def test_progress_counts_pictures(fresh):
 def test_what_cannot_be_audited(run, tmp_path):
     with pytest.raises(Unsupported, match="none that is known"):
         prove(run, PERFECT, Painter(world=None))
-    with pytest.raises(Unsupported, match="fashion"):
-        prove(run, PERFECT, Painter(world=replace(WORLD, name="fashion")))
+    with pytest.raises(Unsupported, match="'mine'"):
+        prove(run, PERFECT, Painter(world=replace(WORLD, name="mine")))
+    with pytest.raises(Unsupported, match="emoji-v1 judges models of the world 'emoji'"):
+        audit(run, "emoji-v1", model=Painter(replace(WORLD, name="fashion")), edit=PERFECT, panel=PANEL)
     with pytest.raises(Unsupported, match="emoji-v1"):
         audit(run, "emoji-v9", model=Painter(), edit=PERFECT, panel=PANEL)
     with pytest.raises(BadRun):
@@ -323,7 +364,7 @@ def test_a_full_disk_leaves_no_scores(fresh, monkeypatch):
         raise StorageError("disk full")
 
     monkeypatch.setattr("expunge.audit.write_atomic", full)
-    with pytest.warns(UserWarning, match="not kept"), pytest.raises(StorageError):
+    with pytest.warns(NotCached, match="not kept"), pytest.raises(StorageError):
         prove(fresh, PERFECT)
     assert not Run.open(fresh).scores
 
@@ -338,5 +379,5 @@ def test_shown_pairs_are_targets_then_the_most_damaged_then_others():
     assert [specs[i].concept for _, i in pairs[8:12]] == ["n2", "n0", "n1", "n3"]
 
 
-def test_the_protocol_is_the_one_that_was_asked_for():
+def test_the_judge_that_scores_is_not_the_one_whose_features_are_measured():
     assert PROTOCOLS["emoji-v1"].scorer != PROTOCOLS["emoji-v1"].trunk

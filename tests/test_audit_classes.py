@@ -188,7 +188,20 @@ def test_the_run_folder_afterwards_makes_a_report(run):
     assert (first["base"]["object"], first["edited"]["object"]) == (CLASSES[TARGET], CLASSES[5])
     page = build([opened])
     assert CLASSES[TARGET] in page
-    assert FID in page
+    assert "FID to real pictures (fashion64)" in page
+    assert "Other classes" in page
+    # a protocol of classes has no CRA, and its verdict is not unknown for that
+    assert "not fully measured" not in page
+
+
+def test_of_a_distillation_retention_is_measured(run):
+    Run(run).write_card(replace(Run(run).card, method="sid", concept={}))
+    s = prove(run, instead(5))
+    assert list(s) == [m for m in RULES.metrics if m not in ("ua", "h", "probability", "entropy")]
+    assert (s["ira"].n, s["ira"].base, s["ira"].value) == (120, 1, 0.9)
+    page = build([Run.open(run)])
+    assert "Distilling painter" in page
+    assert "FID to real pictures (fashion64)" in page
 
 
 def test_base_pictures_are_shared_between_classes(run, tmp_path):
@@ -205,7 +218,7 @@ def test_base_pictures_are_shared_between_classes(run, tmp_path):
 def test_what_cannot_be_audited(run, tmp_path):
     with pytest.raises(Unsupported, match=r"'shoes'.*fashion-v1 \(fashion\)"):
         prove(run, instead(5), Painter(replace(WORLD, name="shoes")))
-    with pytest.raises(Unsupported, match="emoji-v1 judges models of the world 'emoji'; this model's is 'fashion'"):
+    with pytest.raises(Unsupported, match="judges models of the world 'emoji'; this model's world is 'fashion'"):
         audit(run, "emoji-v1", model=Painter(), edit=instead(5), panel=PANEL)
     style = new_run(tmp_path / "style", Concept(CLASSES[0], kind="object"))
     assert prove(style, Change(lambda label: 1 if label == 0 else label))["ua"].value == 1

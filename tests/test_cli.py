@@ -19,6 +19,7 @@ from expunge.errors import SettingError
 from expunge.records import Card, Run, Score
 
 HELP_BUDGET = 0.3  # seconds, of the issue
+ERASE = sys.modules["expunge.cli.erase"]  # the package's attribute of that name is the command
 
 QUICK = ["-s", "steps=2", "-s", "batch=2", "-s", "rollouts=2", "-s", "sampling_steps=2"]
 CARD = Card(
@@ -121,6 +122,9 @@ def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.startswith("@")
     assert "2307.05977" in out
     assert "Did you mean 'sdd'?" in expect(capsys, "cite", "sddd", code=2)[1]
+    # papers that are settings of a method
+    assert "2501.18950" in expect(capsys, "cite", "age")[0]
+    assert "2409.06633" in expect(capsys, "cite", "sara")[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,6 +346,88 @@ def test_generate(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path)
     assert "no edit at" in err
 
 
+def test_generate_leads_away_from_a_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    import torch
+
+    from expunge import tokens
+
+    token = tmp_path / "token.safetensors"
+    vectors = {"text_encoder": 10 * torch.randn(2, 16, generator=torch.Generator().manual_seed(0))}
+    tokens.write(token, "<creepy>", vectors, {})
+    common = ["generate", "tiny", "--prompt", "a bomb", "--seeds", "0", "--steps", "2"]
+    pictures = {}
+    for name, more in {"none": [], "words": ["--negative", "creepy"], "token": ["--negative", token]}.items():
+        expect(capsys, *common, *more, "--out", tmp_path / name)
+        pictures[name] = (tmp_path / name / "000.png").read_bytes()
+    assert len(set(pictures.values())) == 3
+    for more, why in (
+        (["--negative", tmp_path / "no.safetensors"], "no.safetensors cannot be read"),
+        (["--negative", "creepy", "--guidance", "1"], "--negative has no effect: the guidance scale is 1"),
+    ):
+        assert why in expect(capsys, *common, *more, "--out", tmp_path / "refused", code=2)[1]
+    assert not (tmp_path / "refused").exists()
+
+
+def test_generate_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["generate", "tiny", "--seeds", "0", "--steps", "1", "--prompt", "a bomb", "--prompt"]
+    _, err = expect(capsys, *common, "a very long prompt indeed", "--out", tmp_path / "cut")
+    assert "warning: the prompt 'a very long prompt indeed' is longer" in err
+    assert "warning" not in expect(capsys, *common, "a cat", "--out", tmp_path / "whole")[1]
+
+
+# --------------------------------------------------------------------------------------------------------- what is next
+
+
+def test_kinds_follow_the_shipped_worlds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from expunge.zoo.fashion import world as fashion
+
+    assert [c.kind for c in ERASE._concepts(["bomb", "twemoji"], "", {}, ERASE._known_world("emoji"))] == [
+        "object",
+        "style",
+    ]
+    assert ERASE._known_world("tiny") is None
+    (tmp_path / "model_index.json").write_text("{}")
+    monkeypatch.setattr(fashion, "WEIGHTS", tmp_path)
+    world = ERASE._known_world("fashion")
+    assert world is not None
+    assert world.canonical("sneaker") == "Sneaker"
+    assert ERASE._concepts(["Sneaker"], "", {}, world)[0].kind == "class"
+    # a generator draws what its base draws
+    Run(tmp_path / "run").write_card(Card.from_json(CARD.to_json() | {"model": "fashion", "concept": {}}))
+    assert ERASE._known_world(str(tmp_path / "run")) == world
+
+
+@pytest.mark.parametrize(
+    ("model", "concepts", "following"),
+    [
+        ("emoji", ["bomb", "Twemoji"], "expunge audit my-run"),
+        ("emoji", ["my mascot"], "expunge generate emoji --edit my-run --out pictures --prompt ..."),
+        ("tiny", ["Van Gogh"], "expunge generate tiny --edit my-run --out pictures --prompt 'Van Gogh'"),
+    ],
+)
+def test_what_is_next_after_an_erasure(model: str, concepts: list[str], following: str) -> None:
+    import shlex
+
+    assert shlex.join(ERASE._next(model, concepts, Path("my-run"))) == following
+
+
+def test_after_a_study_pictures_of_what_was_rejected_are_next(tmp_path: Path) -> None:
+    import io
+
+    from PIL import Image
+
+    from expunge.feedback import Study
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    planned = [("a cat", 0), ("a bomb", 1)]
+    with Study.create(tmp_path / "s", planned, concept="bomb", source={"model": "emoji"}) as study:
+        for picture in study.pictures():
+            study.put(picture.id, data.getvalue())
+            study.rate("Ada", picture.id, "concept" if picture.prompt == "a bomb" else "not")
+    assert ERASE._next("emoji", [f"study:{tmp_path / 's'}"], Path("run"))[-2:] == ["--prompt", "a bomb"]
+
+
 # ---------------------------------------------------------------------------------------------------------- gate, seeds
 
 
@@ -395,12 +481,29 @@ def audited(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_audit_prints_and_gates(capsys: pytest.CaptureFixture[str], audited: Path) -> None:
     common = ["audit", audited, "--device", "cpu"]
     out, err = expect(capsys, *common, "--gate", "ua>=0.95")
-    assert "ua" in out
-    assert "97.0% (base 2.0%)" in err
+    assert [line.split() for line in out.splitlines()][:2] == [
+        ["metric", "value", "low", "high", "base", "p", "n", "errors"],
+        ["ua", "0.97", "0.9", "1", "0.02", "-", "48", "0"],
+    ]
+    assert "'bomb' is gone from 97.0% (base 2.0%) of the pictures that ask for it; the rest is still right in" in err
     assert json.loads(expect(capsys, *common, "--json")[0])[0]["metric"] == "ua"
     assert "gate: ira>=0.95 fails" in expect(capsys, *common, "--gate", "ua>=0.95,ira>=0.95", code=3)[1]
     assert "gate: fid<=10 fails" in expect(capsys, *common, "--gate", "fid<=10", code=3)[1]
     assert "METRIC SIGN NUMBER" in expect(capsys, *common, "--gate", "ua~1", code=2)[1]
+
+
+def test_verdicts() -> None:
+    from dataclasses import replace
+
+    from expunge import terminal
+
+    many = replace(CARD, also=[{"name": f"thing {i}"} for i in range(9)])
+    assert terminal.verdict(many, SCORES).startswith("'bomb' and 'thing 0' and 'thing 1' and 'thing 2' and 6 more are")
+    assert terminal.verdict(replace(CARD, concept={}), SCORES[1:]) == (
+        "What 'tiny' draws is still right in 91.0% (base 93.0%)."
+    )
+    long = Score(protocol="fashion-v1", metric="precision_fashion64", value=0.5, n=3)
+    assert terminal.table([long])[1].split()[:2] == ["precision_fashion64", "0.5"]
 
 
 def test_audit_and_report_want_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

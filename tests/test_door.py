@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge
 from PIL import Image
 
-from expunge import checkpoint, door, flags, methods
+from expunge import checkpoint, door, flags, footprint, methods
 from expunge.backbones import tiny
 from expunge.concept import Concept, World
 from expunge.door import CHECKPOINT, erase
@@ -181,6 +181,18 @@ def test_a_method_gets_the_pictures_it_needs(model: Model, tmp_path: Path) -> No
     assert erase(model, Concept("a", images=tmp_path), Seeing()).tensors()
 
 
+def test_a_refusal_by_the_method_itself_leaves_nothing_in_the_way(model: Model, tmp_path: Path) -> None:
+    many = flags.build(methods.get("esd"), {**SHORT, "steps": 2, "batch": 13})
+    with pytest.raises(SettingError, match="batch=13 is more than the bank gives"):
+        erase(model, BOMB, many, out=tmp_path / "run")
+    assert erase(model, BOMB, replace(many, batch=12, rollouts=4), out=tmp_path / "run").tensors()
+
+
+def test_gradients_may_be_off_where_it_is_called(model: Model, undisturbed: dict[str, Edit]) -> None:
+    with torch.no_grad():
+        assert same(erase(model, BOMB, made("sdd"), seed=5), undisturbed["sdd"])
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_absurd_seeds(model: Model, seed: int) -> None:
     with pytest.raises(SettingError, match="out of range"):
@@ -266,7 +278,7 @@ def test_a_full_disk_leaves_nothing_half_written(model: Model, tmp_path: Path, l
 
 
 def test_too_small_a_disk_is_refused_first(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "_bytes_needed", lambda *_: 2**60)
+    monkeypatch.setattr(footprint, "needed", lambda *_: 2**60)
     with pytest.raises(StorageError, match="not enough disk space"):
         erase(model, Concept("a"), Fake(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -19,10 +19,12 @@ from expunge.concept import Concept, Targets, World
 from expunge.door import erase
 from expunge.edits import Edit, WeightEdit
 from expunge.errors import BadRun, ConceptError, NeedsError, SettingError, Unsupported
+from expunge.kernel.lessons import Lessons
 from expunge.kernel.model import Model
 from expunge.kernel.state import State, Step
-from expunge.methods.base import Lessons, Needs
+from expunge.methods.base import Needs
 from expunge.pictures import IMAGES, INDEX
+from expunge.records import Run
 
 BOMB = Concept("bomb", anchor="cat", keep=("cat", "dog"))
 SHORT: dict[str, Any] = {"steps": 4, "batch": 3, "lr": 0.01}
@@ -191,12 +193,17 @@ def test_killed_while_drawing(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_that_of_its_pictures(model: toy.ToyModel, tmp_path: Path) -> None:
     edit = erase(model, BOMB, made("erasediff"), out=tmp_path, make_images=4)
+    assert Run.open(tmp_path).card.make_images == 4
     assert same(edit, erase(model, BOMB, made("erasediff"), out=tmp_path, make_images=4, resume=True))
     with pytest.raises(BadRun, match="make_images: 4 then, 5 now"):
         erase(model, BOMB, made("erasediff"), out=tmp_path, make_images=5, resume=True)
+
+
+def test_an_index_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    (tmp_path / IMAGES).mkdir()
     (tmp_path / IMAGES / INDEX).write_text("{")
-    with pytest.raises(BadRun, match="cannot be read"):
-        erase(model, BOMB, made("erasediff"), out=tmp_path, make_images=4, resume=True)
+    with pytest.raises(BadRun, match=r"index\.json cannot be read"):
+        pictures.former(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------ folders
@@ -356,5 +363,5 @@ def test_conditions_need_not_be_text(model: toy.ToyModel, name: str) -> None:
     before = model.network.to_mean.weight.detach().clone()
     with erase(model, Concept("bomb", kind="class"), method(**known), make_images=made_images).on(model):
         assert not torch.equal(model.network.to_mean.weight, before)
-    with pytest.raises(NeedsError, match="text encoder"):
-        erase(model, Concept("bomb", kind="class"), methods.get("esd")())
+    with pytest.raises(NeedsError, match="uce needs a model that reads text"):
+        erase(model, Concept("bomb", kind="class"), methods.get("uce")())

@@ -141,3 +141,9 @@ def test_a_judge_looks_for_the_most_visible_of_several() -> None:
             return torch.full((len(images),), {"bomb": 0.2, "dagger": 0.7}[name])
 
     assert visible(Two(), [BOMB, Concept("dagger")], None, pictures=2)(model) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("concepts", "pictures"), [([], 4), ([BOMB], 0)])
+def test_a_look_at_nothing_is_refused(concepts: list[Concept], pictures: int) -> None:
+    with pytest.raises(SettingError, match="sees nothing"):
+        visible(Judge(), concepts, None, pictures=pictures)

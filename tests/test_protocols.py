@@ -10,7 +10,7 @@ import pytest
 
 from expunge.concept import World
 from expunge.errors import ConceptError, Unsupported
-from expunge.protocols import METRICS, PROTOCOLS, protocol
+from expunge.protocols import METRICS, PROTOCOLS, default, protocol
 
 STYLES = tuple(f"style{i}" for i in range(8))
 OBJECTS = tuple(f"thing {i}" for i in range(300))
@@ -101,12 +101,26 @@ def test_a_small_world_repeats_objects_in_other_styles():
         (replace(EMOJI, name="fashion"), "thing 1", "object", Unsupported, r"emoji-v1 \(emoji\)"),
         (EMOJI, "thing 1", "person", Unsupported, "person"),
         (EMOJI, "thing 3000", "object", ConceptError, "Did you mean 'thing 300?'|Did you mean 'thing 30'"),
-        (EMOJI, (), "object", ConceptError, "''"),
+        (EMOJI, "my mascot", "object", ConceptError, "no object 'my mascot'.*expunge generate MODEL.*under that name"),
     ],
 )
 def test_what_it_cannot_judge(world, target, kind, error, says):
     with pytest.raises(error, match=says):
         RULES.pictures(world, target, kind)
+
+
+@pytest.mark.parametrize("kind", ["object", "style"])
+def test_nothing_erased_leaves_the_retained_pictures(kind):
+    assert roles(RULES.pictures(EMOJI, (), kind)) == {"retain": 160}
+    assert roles(LABELLED.pictures(FASHION, ())) == {"retain": 1500}
+
+
+def test_a_worlds_own_protocol():
+    assert default(EMOJI) is RULES
+    assert default(FASHION) is LABELLED
+    for world, says in ((None, "none that is known"), (replace(EMOJI, name="mine"), r"'mine'.*emoji-v1 \(emoji\)")):
+        with pytest.raises(Unsupported, match=says):
+            default(world)
 
 
 def test_unknown_protocol():
@@ -158,9 +172,8 @@ def test_many_erased_classes_get_pictures_each():
     ("world", "target", "error", "says"),
     [
         (None, ("class 1",), Unsupported, "none that is known"),
-        (EMOJI, ("class 1",), Unsupported, "'fashion'; this model's is 'emoji'"),
+        (EMOJI, ("class 1",), Unsupported, "'fashion'; this model's world is 'emoji'"),
         (FASHION, ("clas 1",), ConceptError, "Did you mean 'class 1'"),
-        (FASHION, (), ConceptError, "''"),
     ],
 )
 def test_what_a_protocol_of_classes_cannot_judge(world, target, error, says):

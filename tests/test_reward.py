@@ -199,6 +199,23 @@ def test_no_picture_of_a_test_item_is_learned_from(pairs: bool) -> None:
     assert (tested == 1).all()
 
 
+def test_raters_are_weighed_by_what_a_fold_may_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights from answers to what is tested would make a bad rater look better than he is on new pictures."""
+    x, y = world(60)
+    votes, weighed, weigh = rated(np.stack([y, flipped(y, 0.3)], 1)), list[int](), reward.consensus
+
+    def spy(some: Votes) -> reward.Consensus:
+        weighed.append(len(some.answers))
+        return weigh(some)
+
+    monkeypatch.setattr(reward, "consensus", spy)
+    reward.evaluate(x, votes)
+    assert weighed == [60, *[48] * 5]  # once for what is measured against, then in each of five folds
+    weighed.clear()
+    reward.evaluate(x, votes, limit=30)
+    assert weighed == [60, *[30] * 5]
+
+
 def test_the_curve_rises_with_the_ratings() -> None:
     x, y = world(240, gap=2.0)
     curve = reward.learning_curve(x, rated(flipped(y, 0.1)), (20, 60, 500))

@@ -145,19 +145,19 @@ def test_it_is_found_beside_the_weights_and_refused_for_others(tmp_path: Path) -
         sae.find(model, "")
     made = trained(folder / sae.FILE, tiny.model())
     assert sae.find(model, "").base == made.base
-    with pytest.raises(NeedsError, match="trained on other text encoders"):
+    with pytest.raises(NeedsError, match=r"trained on other text encoders.*--prompts FILE`, then --set sae="):
         sae.find(tiny.model(seed=1), str(folder / sae.FILE))
     with pytest.raises(NeedsError, match="no sparse autoencoder at nowhere"):
         sae.find(model, "nowhere")
 
 
-@pytest.mark.parametrize("content", [b"", b"no tensors", None])
-def test_a_broken_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"no tensors", None, {}, {sae.FORMAT: "[]"}, {sae.FORMAT: '{"k": {"e": 2}}'}])
+def test_a_broken_file_is_refused(content: bytes | dict[str, str] | None, tmp_path: Path) -> None:
     path = tmp_path / "sae"
-    if content is None:
-        save_file({"a": torch.zeros(1)}, path)
-    else:
+    if isinstance(content, bytes):
         path.write_bytes(content)
+    else:
+        save_file({"a": torch.zeros(1)}, path, content)
     with pytest.raises(NeedsError, match="holds no sparse autoencoder"):
         sae.Dictionary.read(path)
 

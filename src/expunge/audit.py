@@ -7,7 +7,6 @@ every audit of any concept reuses them, also two audits at a time.
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from . import neighbours
@@ -26,7 +25,7 @@ from .backbones import load
 from .concept import World
 from .edits import load_edit
 from .edits.io import check_base
-from .errors import BadRun, StorageError, Unsupported
+from .errors import NotCached, StorageError, Unsupported
 from .judges.classes import ClassPanel
 from .judges.panel import Judged, Panel, load_panel
 from .kernel.condition import Condition
@@ -34,13 +33,15 @@ from .metrics.rates import Array
 from .metrics.scores import Findings, Outcomes, outcomes, scores
 from .protocols import ClassProtocol, PictureSpec, Rules
 from .protocols import Protocol as ObjectProtocol
+from .protocols import default as protocol_of
 from .protocols import protocol as find_protocol
 from .records import SAMPLES, Card, Json, Run, Score
+from .sheet import picture, png
 from .storage import cache_root, write_atomic
+from .zoo.emoji.world import WEIGHTS
 
 BATCH = 32  # pictures between two writes of the cache, and between two ticks of the progress bar
 SHOWN = 8  # picture pairs of each role in samples/
-WEIGHTS = Path(__file__).parent / "zoo" / "emoji" / "weights"
 
 Tick = Callable[[str, int, int], None]
 
@@ -74,7 +75,7 @@ class Applicable(Protocol):
 
 def audit(
     run: Path | str,
-    protocol: str = "emoji-v1",
+    protocol: str | Rules | None = None,
     *,
     model: Subject | None = None,
     edit: Applicable | None = None,
@@ -85,8 +86,8 @@ def audit(
     """Measure what a run erased and what it damaged; write scores, outcomes, neighbours and samples into its folder.
 
     Args:
-        run: folder of the erasure.
-        protocol: id of the protocol.
+        run: folder of the erasure, or of a distillation, of which retention alone can be measured.
+        protocol: a protocol or its id; that of the model's world when missing.
         model: the base model; loaded from the card when missing.
         edit: the edit; read from the run when missing.
         panel: the judges; the shipped ones of the protocol's world when missing.
@@ -96,13 +97,16 @@ def audit(
     Raises:
         BadRun: the folder is no finished run.
         BadEdit: the model is not the one that the edit was made for.
-        Unsupported: the protocol cannot judge this model or concept.
+        Unsupported: the protocol cannot judge this model or kind of concept, or there is none for its world.
+        ConceptError: the world has no name for what was erased.
         BadModel: the judges are missing, damaged, or not the protocol's.
+        StorageError: the disk is full; the run then has no scores of this audit.
     """
-    rules, folder = find_protocol(protocol), Run.open(run)
+    known, folder = find_protocol(protocol) if isinstance(protocol, str) else protocol, Run.open(run)
     card, tick = folder.card, progress or _silent
     applied: Applicable = edit or load_edit(folder.edit_path)
     model = model or cast(Subject, load(card.model, device=device))
+    rules = known or protocol_of(model.world)
     world = rules.need(model.world)
     check_base(card, cast(Any, model))
     kind, targets = asked(card, world)
@@ -139,8 +143,8 @@ def examine_objects(
     edited: Tensor,
 ) -> Findings:
     """Judge picture pairs (n, 3, h, w) of a world of objects and styles; `text`: prompts' similarity to the target."""
-    prompts = [s.prompt for s in specs]
-    seen = [panel.judge(images, prompts) for images in (base, edited)]
+    texts = panel.texts([s.prompt for s in specs])
+    seen = [panel.judge(images, texts) for images in (base, edited)]
     names = (panel.scorer.objects, panel.scorer.styles)
     read = [outcomes(specs, judged, *names, kind) for judged in seen]
     found = scores(rules, kind, specs, (seen[0], read[0]), (seen[1], read[1]), card)
@@ -151,12 +155,13 @@ def examine_objects(
 
 
 def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:
-    """Return (kind, names as the world spells them) of everything that a run erased.
+    """Return (kind, names as the world spells them) of everything that a run erased; no names of a plain distillation.
 
     Raises:
         Unsupported: objects and styles in one edit, or another kind of concept.
-        BadRun: the card names nothing.
     """
+    if not card.concepts:
+        return "object", ()
     # a class-conditional model has nothing but classes, whatever they were called
     kinds = {"class"} if world.labels else {c.get("kind", "object") for c in card.concepts}
     if len(kinds) != 1 or not kinds <= {"object", "style", "class"}:
@@ -165,8 +170,6 @@ def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:
             "or style. Erase and audit them separately."
         )
     names = [n for c in card.concepts for n in (c.get("names") or [c["name"]])]
-    if not names:
-        raise BadRun("the card of this run names no concept. Erase again.")
     return kinds.pop(), tuple(dict.fromkeys(world.canonical(n) or n for n in names))
 
 
@@ -302,14 +305,19 @@ def write_samples(run: Run, specs: Sequence[PictureSpec], base: Tensor, edited: 
     pairs = []
     folder = run.folder / SAMPLES
     for n, (role, i) in enumerate(shown(specs, damaged)):
-        spec, pair = specs[i], (_image(base[i]), _image(edited[i]))
+        # what is not finite is shown gray
+        spec, pair = specs[i], (picture(base[i].nan_to_num(0.5)), picture(edited[i].nan_to_num(0.5)))
         files = {"base": f"base-{n:03d}.png", "edited": f"edited-{n:03d}.png"}
         for file, image in zip(files.values(), pair, strict=True):
-            write_atomic(folder / file, _png(image))
+            write_atomic(folder / file, png(image, {}))
         rows.append({"role": role, "concept": spec.concept, "prompt": spec.prompt, "seed": spec.seed, **files})
         pairs.append((role, (spec.object, spec.style or "any style"), pair))
     run.write_samples(rows)
-    write_atomic(folder / "sheet.png", _png(sheet(pairs)))
+    write_atomic(folder / "sheet.png", png(sheet(pairs), {}))
+    kept = {row[side] for row in rows for side in ("base", "edited")}
+    for former in folder.glob("*-[0-9][0-9][0-9].png"):
+        if former.name not in kept:
+            former.unlink()
 
 
 def sheet(pairs: Sequence[tuple[str, tuple[str, str], tuple[Image.Image, Image.Image]]]) -> Image.Image:
@@ -335,32 +343,26 @@ def sheet(pairs: Sequence[tuple[str, tuple[str, str], tuple[Image.Image, Image.I
     return page
 
 
-def _image(image: Tensor) -> Image.Image:
-    seen = image.nan_to_num(0.5).clamp(0, 1)
-    return Image.fromarray((seen * 255).round().byte().permute(1, 2, 0).numpy())
-
-
-def _png(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    return data.getvalue()
-
-
 def _open(file: Path) -> Tensor | None:
     try:
         with Image.open(file) as opened:
             pixels = np.asarray(opened.convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return None  # missing, or damaged: it is drawn again
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
 def _keep(file: Path, image: Tensor) -> bool:
     try:
-        write_atomic(file, _png(_image(image)))
+        write_atomic(file, png(picture(image), {}))
     except StorageError as error:
         # the cache only saves time: the audit goes on, and says why the next one will not be faster
-        warnings.warn(f"base pictures are not kept for the next audit: {error}", stacklevel=2)
+        warnings.warn(
+            f"base pictures are not kept for the next audit: {error} Set EXPUNGE_CACHE to a folder that can be "
+            "written.",
+            NotCached,
+            stacklevel=2,
+        )
         return False
     return True
 

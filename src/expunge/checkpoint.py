@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
         StorageError: the disk is full.
     """
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_pack(state, tensors), allow_nan=False)
+    tree = json.dumps(_pack(state, tensors, set()), allow_nan=False)
     with replacing(path) as temp:
         save_file(tensors, temp, metadata={"tree": tree})
 
@@ -51,32 +52,37 @@ def load(path: Path) -> dict[str, Any]:
 
 def size(state: Any) -> int:
     """Return the bytes of every tensor in a nested state."""
-    tensors: dict[str, Tensor] = {}
-    _pack(state, tensors)
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum(t.numel() * t.element_size() for t in _leaves(state))
 
 
 def finite(state: Any) -> bool:
     """Tell whether every floating tensor in a nested state is free of NaN and infinity."""
-    tensors: dict[str, Tensor] = {}
-    _pack(state, tensors)
-    return all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+    return all(bool(t.isfinite().all()) for t in _leaves(state) if t.is_floating_point())
 
 
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return `value` as JSON data; tensors move to `tensors` and leave their name."""
+def _leaves(value: Any) -> Iterator[Tensor]:
+    """Yield every tensor in a nested state."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], taken: set[int]) -> Any:
+    """Return `value` as JSON data; tensors move to `tensors`, their addresses to `taken`, and leave their name."""
     match value:
         case Tensor():
             name = f"t{len(tensors)}"
-            tensors[name] = _own(value, tensors)
+            tensors[name] = _own(value, taken)
             return {"tensor": name}
         case dict():
             # as pairs, because Adam's keys are numbers and JSON would turn them into strings
-            return {"dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}
+            return {"dict": [[_pack(k, tensors, taken), _pack(v, tensors, taken)] for k, v in value.items()]}
         case tuple():
-            return {"tuple": [_pack(v, tensors) for v in value]}
+            return {"tuple": [_pack(v, tensors, taken) for v in value]}
         case list():
-            return {"list": [_pack(v, tensors) for v in value]}
+            return {"list": [_pack(v, tensors, taken) for v in value]}
         case float() if not math.isfinite(value):
             return {"float": str(value)}
         case None | bool() | int() | float() | str():
@@ -104,10 +110,12 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise ValueError(f"unknown mark {kind!r}")
 
 
-def _own(value: Tensor, taken: dict[str, Tensor]) -> Tensor:
+def _own(value: Tensor, taken: set[int]) -> Tensor:
     """Return `value` on the CPU, copied if it shares memory, which safetensors refuses."""
     plain = value.detach().to("cpu").contiguous()
-    memory = plain.untyped_storage().data_ptr()
-    partial = plain.untyped_storage().nbytes() != plain.numel() * plain.element_size()
-    shared = any(t.untyped_storage().data_ptr() == memory for t in taken.values())
-    return plain.clone() if partial or shared else plain
+    memory = plain.untyped_storage()
+    partial = memory.nbytes() != plain.numel() * plain.element_size()
+    if partial or memory.data_ptr() in taken:
+        plain = plain.clone()
+    taken.add(plain.untyped_storage().data_ptr())
+    return plain

@@ -121,8 +121,8 @@ class SiD:
             guidance: the scale in use; without any, the three guided networks run once instead of twice.
         """
         twice = 1 if guidance == 1.0 else 2
-        # generator and fake score learn (1 + 3), then the generator (3) through teacher and fake score (2 + 2)
-        return 1 + 3 * twice + 3 + 2 * twice + 2 * twice
+        # the fake score learns (3) from what the generator draws (1); the generator (3) through teacher and fake score
+        return 1 + 3 * twice + 3 + 2 * 2 * twice
 
 
 @torch.no_grad()

@@ -10,18 +10,19 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from . import __version__, checkpoint, pictures, sae, tokens
+from . import __version__, checkpoint, footprint, pictures, sae, tokens
 from .concept import Concept, Targets
 from .edits import Edit, LowRankEdit, load_edit
-from .errors import BadModel, ConceptError, Diverged, NeedsError, PromptCut, SettingError
+from .errors import BadModel, ConceptError, Diverged, ExpungeError, NeedsError, PromptCut, SettingError
 from .flags import check
 from .kernel.state import Probe, State, Step
 from .records import CHECKPOINT, EDIT, Card, Run, thin
@@ -72,6 +73,7 @@ def erase(
         ConceptError: the concept is empty, unknown to the model's world, or contradicts itself.
         NeedsError: the method needs something the concept or the model does not offer.
         SettingError: a setting or the seed is out of range.
+        EmptySelection: there are no such weights in the model.
         BadRun: `out` is in the way, or holds another run than the one to resume.
         Diverged: a loss or a weight became NaN or infinite.
         StorageError: the disk is full; nothing half written is left.
@@ -83,16 +85,27 @@ def erase(
     if isinstance(saved, Path):
         return load_edit(saved)
     if out is not None:
-        need_space(out, _bytes_needed(model, request))
+        need_space(out, footprint.needed(model, method, request))
     tokens.warn_keeps(model.world, targets, method)
     drive = _Drive(request, model.name, out, save_every, saved, progress)
+    began = time.monotonic()
+    with (
+        torch.enable_grad(),  # whoever calls may have turned gradients off
+        _restored(model, request),
+        tokens.spoken(model, targets, method, request, out, progress) as spoken,
+    ):
+        _warn_cut(model, spoken)
+        shown = pictures.shown(model, spoken, method, request, out, progress)
+        drive.before = time.monotonic() - began
+        edit = drive.run(model, shown, method, seed, probe)
+    return drive.finish(edit, model.device)
+
+
+@contextmanager
+def _restored(model: Model, request: dict[str, Any]) -> Iterator[None]:
+    """Put back whatever is unlocked in here, and prove that the base is what it was."""
     try:
-        began = time.monotonic()
-        with tokens.spoken(model, targets, method, request, out, progress) as spoken:
-            _warn_cut(model, spoken)
-            shown = pictures.shown(model, spoken, method, request, out, progress)
-            drive.before = time.monotonic() - began
-            edit = drive.run(model, shown, method, seed, probe)
+        yield
     finally:
         model.lock()
         if model.fingerprint() != request["base_hash"]:
@@ -100,7 +113,6 @@ def erase(
                 f"method {request['method']!r} left the weights of {model.name!r} changed, a bug of the method. "
                 "Load the model again; no edit was written."
             )
-    return drive.finish(edit, model.device)
 
 
 @dataclass
@@ -150,6 +162,11 @@ class _Drive:
                 return edit
             except Diverged as error:
                 self._diverged(error.step, str(error))
+            except ExpungeError:
+                if self.out is not None and not self.done:
+                    # the method refused to begin: there is nothing to go on with, and nothing in the way of another try
+                    (self.out / CHECKPOINT).unlink()
+                raise
             step = replace(step, losses={**step.losses, **state.noted()})
             if bad := [name for name, value in step.losses.items() if not math.isfinite(value)]:
                 self._diverged(step.i, f"the loss {bad[0]!r} was NaN or infinite")
@@ -225,6 +242,8 @@ class _Drive:
             steps=self.done,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             status=status,
+            samples_seen=self.done * int(self.request["settings"].get("batch", 0)),
+            make_images=self.request.get("make_images", 0),
         )
 
     def _seconds(self) -> float:
@@ -280,7 +299,10 @@ def _check_clashes(concepts: list[Concept]) -> None:
 def _check_needs(model: Model, targets: Iterable[Targets], method: Method) -> None:
     needs, name = method.needs, _name(method)
     if needs.text and not model.reads_text:
-        raise NeedsError(f"{name} needs a text encoder, and {model.name!r} has none. Choose a method for such models.")
+        raise NeedsError(
+            f"{name} needs a model that reads text, and {model.name!r} reads the names of its classes alone. Choose a "
+            "method that trains the network, such as sdd with group=all."
+        )
     if needs.keeps and not any(t.keeps for t in targets):
         raise NeedsError(
             f"{name} weighs the concept against what is retained, and nothing is. Give Concept(keep=...) or --keep."
@@ -293,7 +315,8 @@ def _check_needs(model: Model, targets: Iterable[Targets], method: Method) -> No
     if needs.encoders:
         model.need_text()
     if needs.sae:
-        sae.find(model, _settings(method)["sae"])
+        settings: Any = method
+        sae.find(model, settings.sae)
 
 
 def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
@@ -310,26 +333,6 @@ def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
 
 def _name(method: Method) -> str:
     return type(method).__name__.lower()
-
-
-def _settings(method: Any) -> dict[str, Any]:
-    return asdict(method)
-
-
-def _bytes_needed(model: Model, request: dict[str, Any]) -> int:
-    """Estimate the disk a run takes.
-
-    The edit, checkpoints of weights and two moments, the new beside the old, and the pictures that are drawn for it.
-    """
-    settings = request["settings"]
-    names = set(model.denoiser.names(settings.get("group", "text-readers")))
-    rank = int(settings.get("rank") or 0)
-    numbers = 0
-    for name, p in model.denoiser.module.named_parameters():
-        if name in names:
-            numbers += rank * (p.shape[0] + p.numel() // p.shape[0]) if rank else p.numel()
-    drawn = 2 * len(request["concepts"]) * request.get("make_images", 0) * 3 * model.sampling.size**2
-    return int(4 * numbers * (1 + 2 * 3) + drawn)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -90,6 +90,10 @@ class WeakReward(ExpungeWarning):
     """A reward model is not surely better than chance at telling what people reject."""
 
 
+class NotCached(ExpungeWarning):
+    """Base pictures could not be kept, so the next audit has to draw them again."""
+
+
 class KeepsAll(ExpungeWarning):
     """A concept's label is unknown to the model's world, so that nothing of the world is left out of what is kept."""
 

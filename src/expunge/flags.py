@@ -73,7 +73,7 @@ def recipe(path: Path) -> dict[str, Any]:
         SettingError: the file is missing, no TOML, or nested.
     """
     try:
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SettingError(f"the recipe {path} cannot be read: {error}.") from error
     if nested := [k for k, v in found.items() if isinstance(v, dict)]:

@@ -37,7 +37,7 @@ class Rule:
         value = found[self.metric].value
         if value is None:
             return f"{self} fails: {self.metric} could not be scored ({found[self.metric].errors} errors)."
-        return "" if COMPARE[self.sign](value, self.bound) else f"{self} fails: {self.metric} is {value:.4g}."
+        return "" if COMPARE[self.sign](value, self.bound) else f"{self} fails: {self.metric} is {value:.6g}."
 
     def __str__(self) -> str:
         return f"{self.metric}{self.sign}{self.bound:g}"

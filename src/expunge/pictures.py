@@ -223,7 +223,7 @@ def former(out: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        request: dict[str, Any] = json.loads(path.read_text())["request"]
+        request: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["request"]
     except (OSError, ValueError, KeyError) as error:
         raise BadRun(f"{path} cannot be read: {error}. Remove the run's folder and start again.") from error
     return request

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor
 
 from .concept import Concept, World
+from .errors import SettingError
 from .kernel.state import Probe
 
 if TYPE_CHECKING:
@@ -40,8 +41,13 @@ def visible(
         world: the model's world, None when unknown.
         pictures: pictures of each concept a look.
         seed: of the first picture, the others follow.
+
+    Raises:
+        SettingError: there is nothing to look at.
     """
     concepts = [c.resolved(world) for c in ((concept,) if isinstance(concept, Concept) else concept)]
+    if not concepts or pictures < 1:
+        raise SettingError(f"a look at {pictures} pictures of {len(concepts)} concepts sees nothing. Give one or more.")
     prompts = {c.name: c.prompts(world) for c in concepts}
     seeds = range(seed, seed + pictures)
 

@@ -1,4 +1,4 @@
-"""Prompts to distil a model on: those of a file, or all that its world knows. No torch."""
+"""Prompts to learn from: those of a file, or what a world can draw. No torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read(path: Path | str) -> tuple[str, ...]:
         SettingError: the file cannot be read, or holds no prompt.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise SettingError(
             f"the prompts {path} cannot be read: {error}. Give a text file, one prompt a line."

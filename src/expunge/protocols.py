@@ -39,7 +39,7 @@ class PictureSpec:
 
 # metric -> (what it says, which way is better); the order of every table
 METRICS: dict[str, tuple[str, str]] = {
-    "ua": ("unlearning accuracy: target pictures not read as the erased concept", "higher"),
+    "ua": ("unlearning accuracy: target pictures not read as an erased concept", "higher"),
     "ira": ("in-domain retention: retained pictures read as the concept of their prompt", "higher"),
     "cra": ("cross-domain retention: the same pictures, read on the other head (style, or object)", "higher"),
     "h": ("harmonic mean of ua, ira and cra", "higher"),
@@ -88,8 +88,8 @@ class Protocol:
     hashes: tuple[tuple[str, str], ...] = ()
     aggregation: str = (
         "Base and edited pictures share prompts and seeds. Rates: mean over pictures, Wilson 95 %, exact McNemar; a "
-        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap. Means: "
-        "bootstrap, sign-flip test. fid, kid and perceptual: pooled features and stages of the trunk."
+        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap, swapped "
+        "pairs. Means: bootstrap, sign flips. fid, kid and perceptual: pooled features and stages of the trunk."
     )
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Protocol:
 
         Args:
             world: the model's world.
-            target: erased concept, or several.
+            target: erased concept, or several; none of a plain distillation, which has retained pictures alone.
             kind: "object" or "style".
             neighbours: retained objects nearest to the target, nearest first (object targets only).
 
@@ -126,12 +126,7 @@ class Protocol:
         if kind not in ("object", "style"):
             raise Unsupported(f"protocol {self.id} judges objects and styles, not concepts of kind {kind!r}.")
         known = world.objects if kind == "object" else world.styles
-        for name in targets or ("",):
-            if name not in known:
-                raise ConceptError(
-                    f"protocol {self.id} cannot judge the {kind} {name!r}: not in the world {world.name!r}."
-                    f"{nearest(name, known)}"
-                )
+        _check_known(self, kind, targets, known)
         if kind == "style":
             return [*self._style_targets(world, targets), *self._style_retained(world, targets)]
         return [*self._object_targets(world, targets), *self._object_retained(world, targets, neighbours)]
@@ -149,7 +144,7 @@ class Protocol:
         return PictureSpec(role, concept, prompt, seed(prompt, copy), thing, style)
 
     def _object_targets(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
-        total = max(self.targets, len(targets))
+        total = max(self.targets, len(targets)) if targets else 0
         styles = len(world.styles)
         for i in range(total):
             name, j = targets[i % len(targets)], i // len(targets)
@@ -177,7 +172,7 @@ class Protocol:
 
     def _style_targets(self, world: World, targets: tuple[str, ...]) -> Iterator[PictureSpec]:
         objects = shuffled(world.objects)
-        for i in range(max(self.targets, len(targets))):
+        for i in range(max(self.targets, len(targets)) if targets else 0):
             style = targets[i % len(targets)]
             yield self._spec("target", style, objects[i % len(objects)], style, copy=i // len(objects))
 
@@ -229,9 +224,10 @@ class ClassProtocol:
     hashes: tuple[tuple[str, str], ...] = ()
     aggregation: str = (
         "Base and edited pictures share classes and seeds. Rates: mean over pictures, Wilson 95 %, exact McNemar; a "
-        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap. "
-        "Distances: retained pictures against the real test pictures of the retained classes (FID and KID all of them, "
-        "precision and recall as many as are drawn), block jackknife over the drawn ones. Means: bootstrap, sign flips."
+        "picture that cannot be scored stays in the denominator and is never a success. h: Bayesian bootstrap, swapped "
+        "pairs. Distances: retained pictures against the real test pictures of the retained classes (FID and KID all "
+        "of them, precision and recall as many as are drawn), block jackknife over the drawn ones. Means: bootstrap, "
+        "sign flips."
     )
 
     @property
@@ -271,7 +267,7 @@ class ClassProtocol:
         return of_world(self, world)
 
     def pictures(self, world: World | None, target: Sequence[str]) -> list[PictureSpec]:
-        """Return every picture of the protocol for erased classes, in a fixed order.
+        """Return every picture of the protocol for erased classes, in a fixed order; without any, retained ones alone.
 
         Raises:
             Unsupported: the world is not this protocol's.
@@ -279,13 +275,8 @@ class ClassProtocol:
         """
         world = self.need(world)
         erased = tuple(dict.fromkeys(target))
-        for name in erased or ("",):
-            if name not in world.objects:
-                raise ConceptError(
-                    f"protocol {self.id} cannot judge the class {name!r}: not in the world {world.name!r}."
-                    f"{nearest(name, world.objects)}"
-                )
-        order = [erased[i % len(erased)] for i in range(max(self.targets, len(erased)))]
+        _check_known(self, "class", erased, world.objects)
+        order = [erased[i % len(erased)] for i in range(max(self.targets, len(erased)) if erased else 0)]
         kept = [name for name in world.objects if name not in erased]
         return [
             *(self._spec("target", name, i // len(erased)) for i, name in enumerate(order)),
@@ -298,6 +289,11 @@ class ClassProtocol:
 
 Rules: TypeAlias = Protocol | ClassProtocol
 
+BY_EYE = (
+    "What no protocol judges, people can: look at pictures (`expunge generate MODEL --edit RUN --prompt ...`), or let "
+    "others rate them (`expunge rate`)."
+)
+
 
 def of_world(rules: Rules, world: World | None) -> World:
     """Return a world if it is a protocol's.
@@ -306,13 +302,25 @@ def of_world(rules: Rules, world: World | None) -> World:
         Unsupported: it is not, or the model's world is not known.
     """
     if world is None or world.name != rules.world:
-        found = "none that is known" if world is None else repr(world.name)
-        raise Unsupported(
-            f"protocol {rules.id} judges models of the world {rules.world!r}; this model's is {found}. Protocols: "
-            f"{', '.join(f'{p.id} ({p.world})' for p in PROTOCOLS.values())}. Audit an edit of `{rules.world}`, or "
-            "look at the pictures: `expunge generate MODEL --edit RUN`."
-        )
+        raise Unsupported(f"protocol {rules.id} judges models of the world {rules.world!r}; {_of_another(world)}")
     return world
+
+
+def _of_another(world: World | None) -> str:
+    """Say what a model's world is, which worlds have a protocol, and what to do without one."""
+    found = "none that is known" if world is None else repr(world.name)
+    known = ", ".join(f"{p.id} ({p.world})" for p in PROTOCOLS.values())
+    return f"this model's world is {found}. Protocols: {known}. {BY_EYE}"
+
+
+def _check_known(rules: Rules, kind: str, targets: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ConceptError unless the world has every target, which a protocol asks for by name."""
+    for name in targets:
+        if name not in known:
+            raise ConceptError(
+                f"protocol {rules.id} asks for concepts by name, and the world {rules.world!r} has no {kind} {name!r}."
+                f"{nearest(name, known)} {BY_EYE} If the concept has a name in this world, erase it under that name."
+            )
 
 
 PROTOCOLS: dict[str, Rules] = {
@@ -323,6 +331,18 @@ PROTOCOLS: dict[str, Rules] = {
         ClassProtocol(id="cifar10-v1", world="cifar10", network="cifar64"),
     )
 }
+
+
+def default(world: World | None) -> Rules:
+    """Return the protocol of a world.
+
+    Raises:
+        Unsupported: it has none, or the model's world is not known.
+    """
+    for rules in PROTOCOLS.values():
+        if world is not None and rules.world == world.name:
+            return rules
+    raise Unsupported(f"no protocol judges this model: {_of_another(world)}")
 
 
 @overload

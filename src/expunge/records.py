@@ -55,8 +55,9 @@ class Card:
         losses: term -> values over the run, at most 200 each.
         steps: updates made.
         created: ISO 8601, UTC.
-        status: "complete", "running" or "diverged at step 12".
-        samples_seen: (x_t, t) pairs that entered a loss.
+        status: "complete", or "diverged at step 12".
+        samples_seen: updates times batch size; 0 in closed form.
+        make_images: pictures that were drawn of each concept, and as many to retain, for the method to learn from.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Card:
     created: str = ""
     status: str = "complete"
     samples_seen: int = 0
+    make_images: int = 0
 
     @property
     def concepts(self) -> list[Json]:
@@ -252,7 +254,7 @@ class Run:
     def _json(self, name: str) -> Any:
         path = self.folder / name
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadRun(f"{path} cannot be read: {error}.") from error
 
@@ -282,7 +284,7 @@ def _lines(path: Path) -> Iterator[Json]:
     """Yield the objects of a file of JSON lines."""
     mend = "Audit the run again: `expunge audit` writes the file anew."
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BadRun(f"{path} cannot be read: {error}. {mend}") from error
     # not splitlines: a prompt may hold one of the rarer line ends, which JSON leaves as they are

@@ -67,9 +67,7 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
         card = Run.open(out).card
         if card.status == "complete":
             done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
-            if drawn := pictures.former(out):
-                done["make_images"] = drawn["make_images"]
-            _check_same(out, done, request)
+            _check_same(out, done | {"make_images": card.make_images or None}, request)
             # killed between the last two writes of a run that was whole
             (out / CHECKPOINT).unlink(missing_ok=True)
             return out / EDIT

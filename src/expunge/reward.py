@@ -4,7 +4,8 @@
     pictures    P(rejected | x) = sigmoid(w . z(x) + b), z: leading principal components of the embeddings
     pairs       P(x is worse than y) = sigmoid(w . (z(x) - z(y)))                             (Bradley and Terry)
     penalty     lambda / 2 |w|^2, lambda by cross-validation; then Platt's two numbers on the held-out logits
-    quality     cross-validation around all of that, by picture: what is measured on was never learned from
+    quality     cross-validation around all of that, by picture: no answer to what is measured on was learned from (the
+                components, which need no answers, are those of all pictures)
 
 The reward r_psi of HFI, there an MLP on CLIP embeddings that is trained by squared error, or by Bradley-Terry for
 rankings; with 50 to 200 ratings a linear model with a penalty is what the data can carry.
@@ -15,7 +16,7 @@ Reference   Dawid and Skene 1979; Bradley and Terry 1952; Platt 1999; Kim et al.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -223,7 +224,7 @@ def shares(votes: Votes, n: int) -> Array:
 
 
 def evaluate(x: Array, votes: Votes, *, limit: int = 0, seed: int = SEED) -> Quality:
-    """Measure what `fit` would be worth on new pictures, by cross-validation over pictures.
+    """Measure what `fit` is worth on pictures that nobody rated, by cross-validation over pictures.
 
     Args:
         x: embeddings (n, d).
@@ -238,8 +239,10 @@ def evaluate(x: Array, votes: Votes, *, limit: int = 0, seed: int = SEED) -> Qua
     for train, test in folds(votes.pictures, y, FOLDS, rng):
         chosen = np.flatnonzero(train)
         chosen = rng.permutation(chosen)[:limit] if limit else chosen
-        if len(chosen) >= limit and two_sided(y[chosen], votes.pairs):
-            weights, bias, _ = learned(rows[chosen], y[chosen], votes.pictures[chosen], rng)
+        known = replace(votes, pictures=votes.pictures[chosen], answers=votes.answers[chosen])
+        label = consensus(known).label  # raters, too, are weighed by these answers alone
+        if len(chosen) >= limit and two_sided(label, votes.pairs):
+            weights, bias, _ = learned(rows[chosen], label, known.pictures, rng)
             held[test] = rows[test] @ weights + bias
     return Quality(auc(held, y, votes.pictures), calibration(sigmoid(held), y))
 

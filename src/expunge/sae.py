@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +31,7 @@ from .kernel.model import Model, digest
 from .kernel.sae import SAE, geometric_median, hooked
 from .kernel.sae import train as fit
 from .kernel.state import State, Step
+from .prompts import known as prompts_of
 from .storage import sweep, write_atomic
 
 FILE = "sae.safetensors"
@@ -96,10 +97,11 @@ class Dictionary:
             saes = {}
             for name, k in about["k"].items():
                 features, width = tensors[f"{name}.encoder"].shape
+                own = {n: tensors[f"{name}.{n}"] for n in ("encoder", "decoder", "bias")}
                 saes[name] = SAE(width, features, k)
-                saes[name].load_state_dict({n: tensors[f"{name}.{n}"] for n in ("encoder", "decoder", "bias")}, False)
+                saes[name].load_state_dict(own, strict=False)  # how long features were idle matters in training only
             return cls(saes, about["layers"], about["base"], tuple(about["held"]), about["figures"])
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
             raise NeedsError(f"{path} holds no sparse autoencoder: {error}. Make one with `expunge sae`.") from error
 
 
@@ -112,17 +114,17 @@ def find(model: Model, given: str) -> Dictionary:
     text = model.need_text()
     beside = None if model.folder is None else model.folder / FILE
     path = Path(given) if given else beside
+    how = (
+        f"Train one, which takes minutes: `expunge sae {model.name} --out {FILE}"
+        f"{'' if model.world else ' --prompts FILE'}`, then --set sae={FILE}."
+    )
     if path is None or not path.is_file():
         where = f"at {path}" if given else f"beside the weights of {model.name!r}"
-        raise NeedsError(
-            f"there is no sparse autoencoder {where}. Train one, which takes minutes: `expunge sae {model.name} --out "
-            f"{FILE}`{'' if model.world else ' --prompts FILE'}, then --set sae={FILE}."
-        )
+        raise NeedsError(f"there is no sparse autoencoder {where}. {how}")
     found = Dictionary.read(path)
     if found.base != digest(text.encoders.items()):
         raise NeedsError(
-            f"the sparse autoencoder at {path} was trained on other text encoders than those of {model.name!r}. Train "
-            f"one on them: `expunge sae {model.name} --out {FILE}`."
+            f"the sparse autoencoder at {path} was trained on other text encoders than those of {model.name!r}. {how}"
         )
     return found
 
@@ -150,14 +152,8 @@ def batches(prompts: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def known(world: World) -> tuple[str, ...]:
     """Return every prompt that a world's templates make of its objects, their synonyms and its styles."""
-    names = [word for name in world.objects for word in (name, *world.synonyms.get(name, ()))]
-    found = [
-        template.replace("{c}", name).replace("{x}", style)
-        for name in names
-        for template in world.object_templates
-        for style in (world.styles if "{x}" in template else ("",))
-    ]
-    return tuple(dict.fromkeys(found))
+    names = (word for name in world.objects for word in (name, *world.synonyms.get(name, ())))
+    return prompts_of(replace(world, objects=tuple(names)))
 
 
 def train(

@@ -21,6 +21,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 Tick = Callable[[str, int, int], None]
 # what a bar is called while a loss of this name falls
 LABELS = {"inversion": "learning the token", "drawn": "drawing pictures", "dead": "training"}
+MOST_NAMES = 4  # that a sentence holds
 MEASURED = 3  # ticks that a written estimate rests on, after the first one, which often takes longer than others
 LONG = 60.0  # seconds that remain, from which on it is worth a line
 
@@ -95,7 +96,7 @@ def counter(tick: Tick, label: str, total: int) -> Callable[[int], None]:
 def method(about: dict[str, Any]) -> list[str]:
     """Return the lines on one method of `methods.describe`."""
     needs = ", ".join(about["needs"])
-    head = f"{about['name']:<8} {about['summary']}  [{about['family']}; arXiv:{about['arxiv']}; needs {needs}]"
+    head = f"{about['name']:<9} {about['summary']}  [{about['family']}; arXiv:{about['arxiv']}; needs {needs}]"
     settings = [f"           {s['name']:<16} {s['default']!s:<18} {s['help']}" for s in about["settings"]]
     return [head, *settings, f"           limits: {about['limits']}"]
 
@@ -117,18 +118,18 @@ def plan(model: str, concepts: Sequence[Concept], method: Any, out: Path, seed: 
 
 def listing(row: dict[str, Any]) -> list[str]:
     """Return the lines on one protocol of `Protocol.describe`: its name, its fields, its metrics."""
-    fields = [f"  {k:<18} {v}" for k, v in row.items() if k not in ("name", "id", "metrics")]
-    metrics = [f"  {m['name']:<18} {m['help']} [{m['better']} is better]" for m in row["metrics"]]
+    wide = max(len(m["name"]) for m in row["metrics"])
+    fields = [f"  {k:<{wide}} {v}" for k, v in row.items() if k not in ("name", "id", "metrics")]
+    metrics = [f"  {m['name']:<{wide}} {m['help']} [{m['better']} is better]" for m in row["metrics"]]
     return [row["name"], *fields, "  metrics", *metrics]
 
 
 def outcome(card: Card) -> str:
     """Return the sentence after an erasure."""
-    names = " and ".join(repr(c["name"]) for c in card.concepts)
-    return f"Erased {names} by {card.method} in {card.steps} steps, {card.seconds:.1f} s ({card.kind})."
+    return f"Erased {_erased(card)} by {card.method} in {card.steps} steps, {card.seconds:.1f} s ({card.kind})."
 
 
-def verdict(name: str, scores: Sequence[Score]) -> str:
+def verdict(card: Card, scores: Sequence[Score]) -> str:
     """Return the sentence after an audit: what is gone, what is kept, against the base model."""
     found = {s.metric: s for s in scores}
 
@@ -138,10 +139,13 @@ def verdict(name: str, scores: Sequence[Score]) -> str:
             return "not measured"
         return f"{score.value:.1%}" + ("" if score.base is None else f" (base {score.base:.1%})")
 
-    return (
-        f"{name!r} is gone from {share('ua')} of the pictures that ask for it; "
-        f"the rest is still right in {share('ira')}, in the other domain (style or object) in {share('cra')}."
-    )
+    other = f", in the other domain (style or object) in {share('cra')}" if "cra" in found else ""
+    kept = f"is still right in {share('ira')}{other}."
+    if not card.concepts:
+        return f"What {card.model!r} draws {kept}"
+    one = len(card.concepts) == 1
+    gone = f"{_erased(card)} {'is' if one else 'are'} gone from {share('ua')} of the pictures that ask for"
+    return f"{gone} {'it' if one else 'them'}; the rest {kept}"
 
 
 def table(scores: Sequence[Score]) -> list[str]:
@@ -150,9 +154,17 @@ def table(scores: Sequence[Score]) -> list[str]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    head = f"{'metric':<16}{'value':>9}{'low':>9}{'high':>9}{'base':>9}{'n':>6}{'errors':>8}"
+    wide = max((len(s.metric) for s in scores), default=0)
+    head = f"{'metric':<{wide}}{'value':>11}{'low':>10}{'high':>10}{'base':>10}{'p':>10}{'n':>6}{'errors':>8}"
     rows = [
-        f"{s.metric:<16}{number(s.value):>9}{number(s.low):>9}{number(s.high):>9}{number(s.base):>9}{s.n:>6}{s.errors:>8}"
+        f"{s.metric:<{wide}}{number(s.value):>11}{number(s.low):>10}{number(s.high):>10}{number(s.base):>10}"
+        f"{number(s.p):>10}{s.n:>6}{s.errors:>8}"
         for s in scores
     ]
     return [head, *rows]
+
+
+def _erased(card: Card) -> str:
+    """Return the erased concepts' names; of many the first few."""
+    names = [repr(c["name"]) for c in card.concepts]
+    return " and ".join([*names[:MOST_NAMES], *([f"{len(names) - MOST_NAMES} more"] if names[MOST_NAMES:] else [])])

@@ -13,7 +13,7 @@ from expunge.backbones import load, tiny
 from expunge.backbones.classcond import LABELS, ClassModel
 from expunge.concept import Concept
 from expunge.door import erase
-from expunge.errors import BadModel, ConceptError, EmptySelection, Unsupported
+from expunge.errors import BadModel, ConceptError, EmptySelection, NeedsError, Unsupported
 from expunge.kernel.condition import Condition
 from expunge.kernel.model import OneStep
 from expunge.methods.esd import ESD
@@ -123,7 +123,7 @@ def test_no_layer_reads_a_text() -> None:
     model = tiny.class_model()
     with pytest.raises(EmptySelection, match="no layer of UNet2DModel"):
         model.denoiser.text_readers(model.encode("cat"))
-    with pytest.raises(EmptySelection):
+    with pytest.raises(NeedsError, match="uce needs a model that reads text"):
         erase(model, Concept("cat", kind="class"), UCE(), seed=0)
 
 
@@ -213,6 +213,11 @@ def test_networks_that_draw_no_classes_are_refused(network: dict[str, object], s
         (json.dumps({"classes": ["a"]}), "world"),
         (json.dumps({"world": "w", "classes": ["a", "b"]}), "names 2 classes, the network has 6"),
         (json.dumps({"world": "w", "classes": list("abcde"), "size": 3}), "size"),
+        (json.dumps(["w"]), "world"),
+        (json.dumps({"world": "w", "classes": "abcde"}), "classes=abcde of Labels is refused"),
+        (json.dumps({"world": "w", "classes": [1, 2, 3, 4, 5]}), "classes=.* is refused"),
+        (json.dumps({"world": "w", "classes": list("abcda")}), "names a class twice"),
+        (json.dumps({"world": "w", "classes": list("abcde"), "steps": 0}), "steps=0 of Labels is refused"),
     ],
 )
 def test_broken_labels(text: str, says: str, folder: Path) -> None:

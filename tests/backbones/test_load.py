@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from expunge.backbones import adapt, load, not_about_a_cut, tiny
+from expunge.backbones.unet import UNetModel
 from expunge.errors import BadModel, Unsupported
 
 
@@ -70,6 +71,31 @@ def test_another_pipeline_class(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "SomeVideoPipeline"}))
     with pytest.raises(Unsupported, match="SomeVideoPipeline"):
         load(folder)
+
+
+@pytest.mark.parametrize(("index", "error"), [("{", BadModel), ("[]", Unsupported), ("\x00", BadModel)])
+def test_a_broken_index(index: str, error: type[Exception], folder: Path) -> None:
+    (folder / "model_index.json").write_text(index)
+    with pytest.raises(error, match=str(folder)):
+        load(folder)
+
+
+def test_the_tiny_model_has_the_type_asked_for() -> None:
+    assert {p.dtype for p in load("tiny", dtype=torch.float64).denoiser.module.parameters()} == {torch.float64}
+    assert load("tiny").hash == tiny.model().hash
+
+
+def test_what_decides_a_picture_beside_the_weights_is_told_apart() -> None:
+    """Base pictures are kept by it: it must not depend on how diffusers came by a scheduler's settings."""
+    plain = tiny.model().painter
+    noted = tiny.pipeline()
+    noted.scheduler = type(noted.scheduler).from_config({**noted.scheduler.config, "_diffusers_version": "0.0.1"})
+    assert UNetModel(noted, "tiny").painter == plain
+    other = tiny.pipeline()
+    other.scheduler = type(other.scheduler).from_config(other.scheduler.config, beta_end=0.02)
+    read = tiny.pipeline()
+    read.tokenizer.add_tokens(["bomb"])
+    assert len({plain, *(UNetModel(pipe, "tiny").painter for pipe in (other, read))}) == 3
 
 
 @pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])

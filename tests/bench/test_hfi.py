@@ -94,6 +94,9 @@ def test_ratio_of_paired_rates() -> None:
     assert found["value"] == pytest.approx(0.8)
     assert (found["low"] or 1) < 0.8 < (found["high"] or 0) < 1
     assert hfi.ratio(before, before, fall=False) == {"value": 1.0, "low": 1.0, "high": 1.0}
+    gone = hfi.ratio(before, ~before & before, fall=True)
+    assert gone["value"] == gone["high"] == 1
+    assert 0.8 < (gone["low"] or 0) < 1  # none of a hundred pictures is not none of all
     assert hfi.ratio(~before & before, after, fall=True)["value"] is None
 
 
@@ -128,12 +131,36 @@ def test_the_grid_compares_first_and_then_draws_the_curves() -> None:
     assert len({c.name for c in found}) == len(found)
 
 
-def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(tmp_path: Path) -> None:
+class Unloaded:
+    """A model of which nothing but the hash is asked."""
+
+    hash = "a0"
+
+
+def test_another_model_and_other_settings_are_not_taken_for_these(tmp_path: Path) -> None:
+    model, other = Unloaded(), Unloaded()
+    other.hash = "b1"
+    benches = [
+        hfi.Bench(model, tmp_path, 8, {}),  # type: ignore[arg-type]
+        hfi.Bench(other, tmp_path, 8, {}),  # type: ignore[arg-type]
+        hfi.Bench(model, tmp_path, 16, {}),  # type: ignore[arg-type]
+        hfi.Bench(model, tmp_path, 8, {"steer": 2.0}),  # type: ignore[arg-type]
+    ]
+    assert len({bench.home for bench in benches}) == len(benches)
+    assert benches[0].home == hfi.Bench(Unloaded(), tmp_path, 8, {"steer": 1.0}).home  # type: ignore[arg-type]
+
+
+def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
+    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home  # type: ignore[arg-type]
+    home.mkdir()
     found = hfi.cells(["red"])
     for cell in found:
         more = {"words": ["pizza", "mono"]} if cell.method == "words" else {}
         more |= {"refused": "too few"} if cell.ratings == 25 else {}
-        (tmp_path / f"{cell.name}.json").write_text(json.dumps(row(cell, **more)))
+        (home / f"{cell.name}.json").write_text(json.dumps(row(cell, **more)))
 
     def progress(*_: Any) -> None:
         raise AssertionError("a finished cell was run")
@@ -147,7 +174,7 @@ def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(tmp_path:
     assert "red, hfi, 25 ratings: too few" in text
     assert "red, best words: pizza, mono" in text
     # the command writes what the grid says
-    arguments = ["--looks", "red", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]
+    arguments = ["--looks", "red", "--pictures", "8", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]
     assert cli.main(["bench", "hfi", *arguments, "--table", str(tmp_path / "table.md")]) == 0
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert (tmp_path / "table.md").read_text() == text

@@ -1,14 +1,22 @@
 """The bench's grid: what is run, what is kept, and what its table says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from expunge import cli
+from expunge.backbones import tiny
 from expunge.bench import methods as grid
+from expunge.door import erase
+from expunge.errors import ExpungeError, NeedsError, StorageError
 from expunge.metrics.rates import wilson
 from expunge.records import Card, Run, Score
+from expunge.storage import write_json
+
+BASE = "f" * 64  # hash of the model that is measured
 
 
 def cell(work: Path, method: str, target: str, ua: float, ira: float, seconds: float = 2.0) -> None:
@@ -17,8 +25,8 @@ def cell(work: Path, method: str, target: str, ua: float, ira: float, seconds: f
     run = Run(folder)
     run.write_card(
         Card(
-            method=method, settings={}, concept={"name": target}, model="emoji", base_hash="0", seed=0, version="0",
-            seconds=seconds,
+            method=method, settings=grid.defaults(method), concept={"name": target}, model="emoji", base_hash=BASE,
+            seed=0, version="0", seconds=seconds,
         )
     )  # fmt: skip
     rate = {"protocol": "emoji-v1", "base": 0.8}
@@ -37,23 +45,89 @@ def test_the_grid_goes_target_by_target() -> None:
 
 
 def test_only_a_whole_audit_or_a_refusal_counts_as_finished(tmp_path: Path) -> None:
-    assert not grid.finished(tmp_path, "esd", "bomb")
-    folder = grid.folder_of(tmp_path, "esd", "bomb")
-    folder.mkdir(parents=True)
-    (folder / "scores.json").write_text("[]")
-    assert not grid.finished(tmp_path, "esd", "bomb")
-    (folder / "refused.json").write_text('{"error": "no"}')
-    assert grid.finished(tmp_path, "esd", "bomb")
-    cell(tmp_path, "esd", "slot machine", 1.0, 0.8)
-    assert grid.finished(tmp_path, "esd", "slot machine")
+    assert not grid.finished(tmp_path, "esd", "bomb", BASE)
+    cell(tmp_path, "esd", "bomb", 1.0, 0.8)
+    assert grid.finished(tmp_path, "esd", "bomb", BASE)
+    scores = grid.folder_of(tmp_path, "esd", "bomb") / "scores.json"
+    scores.write_text("[]")
+    assert not grid.finished(tmp_path, "esd", "bomb", BASE)
+    scores.write_text(json.dumps([Score(protocol="other-v1", metric="ua", value=1.0).to_json()]))
+    assert not grid.finished(tmp_path, "esd", "bomb", BASE)
+    refuse(tmp_path, "esd", "bomb")
+    assert grid.finished(tmp_path, "esd", "bomb", BASE)
+
+
+def refuse(work: Path, method: str, target: str, why: str = "no such layer") -> None:
+    about = {"error": why, "base_hash": BASE, "settings": grid.defaults(method)}
+    write_json(grid.folder_of(work, method, target) / grid.REFUSED, about)
+
+
+def test_cells_of_another_model_or_of_other_defaults_are_not_finished(tmp_path: Path) -> None:
+    cell(tmp_path, "esd", "bomb", 1.0, 0.8)
+    refuse(tmp_path, "sdd", "bomb")
+    for method in ("esd", "sdd"):
+        assert not grid.finished(tmp_path, method, "bomb", "0" * 64)
+    run = Run(grid.folder_of(tmp_path, "esd", "bomb"))
+    run.write_card(replace(run.card, settings=run.card.settings | {"steps": 3}))
+    assert not grid.finished(tmp_path, "esd", "bomb", BASE)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tiny model, and audits that are stand-ins."""
+
+    def stand_in(run: Path, rules: Any, **_: Any) -> None:
+        Run(run).write_scores([Score(protocol=rules.id, metric="ua", value=1.0, n=1)])
+
+    monkeypatch.setattr(grid, "audit", stand_in)
+    return tiny.model(window=64)
+
+
+def test_a_cell_goes_on_or_begins_anew(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = tmp_path / "uce" / "bomb", []
+
+    def watched(*given: Any, **options: Any) -> Any:
+        asked.append(options["resume"])
+        return erase(*given, **options)
+
+    monkeypatch.setattr(grid, "erase", watched)
+    grid.cell(model, None, "uce", "bomb", folder)
+    made = Run(folder).card.created, (folder / "edit.safetensors").stat().st_mtime_ns
+    assert grid.finished(tmp_path, "uce", "bomb", model.hash)
+    (folder / "scores.json").unlink()
+    grid.cell(model, None, "uce", "bomb", folder)
+    # the erasure was whole: only its audit was missing
+    assert (Run(folder).card.created, (folder / "edit.safetensors").stat().st_mtime_ns) == made
+    assert asked == [True, True]
+    Run(folder).write_card(replace(Run(folder).card, base_hash="0" * 64))
+    grid.cell(model, None, "uce", "bomb", folder)
+    assert asked == [True] * 4
+    assert Run(folder).card.base_hash == model.hash
+
+
+def test_a_refusal_is_a_result_and_a_full_disk_is_none(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(error: ExpungeError) -> None:
+        def erase(*_: Any, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(grid, "erase", erase)
+
+    fails(NeedsError("no pictures"))
+    grid.run(model, [("uce", "bomb"), ("uce", "pizza")], tmp_path, lambda *_: None)
+    assert grid.refusals(["uce"], ["bomb", "pizza", "skull"], tmp_path) == ["uce on bomb, pizza: no pictures"]
+    assert grid.rows(["uce"], ["bomb", "pizza"], tmp_path) == []
+    fails(StorageError("the disk is full"))
+    with pytest.raises(StorageError):
+        grid.cell(model, None, "uce", "skull", tmp_path / "uce" / "skull")
+    assert not grid.finished(tmp_path, "uce", "skull", model.hash)
 
 
 def test_row_pools_pictures_and_compares_with_the_base(tmp_path: Path) -> None:
     cell(tmp_path, "esd", "bomb", 1.0, 0.8)
     cell(tmp_path, "esd", "skull", 0.5, 0.4)
-    refused = grid.folder_of(tmp_path, "esd", "pill")
-    refused.mkdir()
-    (refused / "refused.json").write_text(json.dumps({"error": "no such layer"}))
+    refuse(tmp_path, "esd", "pill")
     row = grid.row("esd", ["bomb", "skull", "pill", "not run"], tmp_path)
     assert row is not None
     assert row.n == 2
@@ -64,8 +138,7 @@ def test_row_pools_pictures_and_compares_with_the_base(tmp_path: Path) -> None:
     assert row.ira[1] == pytest.approx(0.5)
     assert row.ira[2] == pytest.approx(1.0)
     assert row.cra == pytest.approx((1, 1, 1))
-    assert row.failed == {"pill": "no such layer"}
-    text = grid.table([row])
+    text = grid.table([row], grid.refusals(["esd"], ["bomb", "skull", "pill"], tmp_path))
     assert "| esd | 2 | 0.750 [" in text
     assert "esd on pill: no such layer" in text
 
@@ -88,8 +161,9 @@ def test_plot_is_an_svg_and_the_same_twice(tmp_path: Path) -> None:
     [
         (["methods", "--methods", "ucee"], "'ucee' is not known here. Did you mean 'uce'?"),
         (["methods", "--targets", "bom"], "'bom' is not known here. Did you mean 'bomb'?"),
-        (["methods", "--protocol", "emoji-v9"], "emoji-v9"),
         (["uce", "--counts", "1,ten"], "'ten'"),
+        (["uce", "--counts", ""], "Give whole numbers from 1"),
+        (["uce", "--counts", "1,4000"], "can lose at most"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,23 +8,25 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from expunge import door, sae
+from expunge import door, footprint, sae
 from expunge.backbones import tiny, toy
 from expunge.concept import Concept
 from expunge.edits import Edit, load_edit
-from expunge.errors import EmptySelection, ExpungeError, NeedsError
+from expunge.errors import NeedsError
 from expunge.kernel.model import Model
-from expunge.methods import METHODS, get
+from expunge.kernel.state import Step
+from expunge.methods import METHODS, describe, get
+from expunge.records import CHECKPOINT, EDIT
 
 MODELS = {f"toy-{k}": (lambda k=k: toy.model(k)) for k in ("eps", "x0", "v", "flow")}
 MODELS |= {f"unet-{p}": (lambda p=p: tiny.model(p)) for p in ("epsilon", "sample", "v_prediction")}
 CLASSES = {"class": tiny.class_model}
-# methods that change how a text is read, and how they refuse a model that reads none
-TEXT_ONLY: dict[str, type[ExpungeError]] = dict.fromkeys(("uce", "rece", "speed", "spm"), EmptySelection)
-# methods that change a text encoder itself: the toy world has none either
+# methods that change a text encoder itself, which the toy world has not
 ENCODERS = ("itd", "fewshot")
-TEXT_ONLY |= dict.fromkeys(ENCODERS, NeedsError)
+# these and methods that change how a text is read, or learn a word, refuse a model that reads none
+TEXT_ONLY = ("uce", "rece", "speed", "spm", "hfi", *ENCODERS)
 CONCEPT = Concept("bomb", templates=("{c}", "a {c}"), keep=("cat",))
 SHORT: dict[str, Any] = {"steps": 2, "batch": 2, "rollouts": 1, "sampling_steps": 3, "lr": 1e-2, "draws": 2}
 HOOKED = ("gated", "hook")  # kinds of edits that change no weight
@@ -139,6 +141,50 @@ def test_no_steps_is_the_identity(name: str) -> None:
             assert any(not torch.equal(v, before[k]) for k, v in weights(model).items())
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_edit_that_has_learned_nothing_draws_the_same_pictures(rank: int, tmp_path: Path) -> None:
+    """To the bit, read back from its file and applied: neither form of an edit rounds."""
+    model = tiny.model()
+    ask = {"prompts": ["a bomb", "a cat"], "seeds": [0, 1]}
+    base = model.generate(**ask)
+    for steps in (0, 1):
+        erase(model, CONCEPT, short("esd", rank=rank, steps=steps, lr=0.1), seed=0).save(tmp_path / "edit.safetensors")
+        with load_edit(tmp_path / "edit.safetensors").on(model):
+            assert torch.equal(model.generate(**ask), base) == (steps == 0)
+    assert torch.equal(model.generate(**ask), base)
+
+
+def nbytes(path: Path) -> int:
+    """Bytes of the tensors in a file."""
+    with safe_open(path, framework="pt") as file:
+        return sum(file.get_tensor(k).nbytes for k in file.keys())  # noqa: SIM118 (not a dict)
+
+
+@pytest.mark.parametrize(("name", "rank"), [*((n, 0) for n in METHODS), ("esd", 2), ("sfd", 2)])
+def test_a_run_takes_no_more_disk_than_was_asked_for(name: str, rank: int, tmp_path: Path) -> None:
+    """At its fullest: two checkpoints of the last state and the edit, drawn pictures and texts not counted."""
+    model, checkpoints = tiny.model(), list[int]()
+    method = short(name, **({"rank": rank} if rank else {}))
+    # a membrane each
+    concepts = [CONCEPT, replace(CONCEPT, name="dagger", names=("dagger",))] if name == "spm" else [CONCEPT]
+
+    def look(step: Step) -> None:
+        if (tmp_path / CHECKPOINT).is_file() and "drawn" not in step.losses:
+            checkpoints.append(nbytes(tmp_path / CHECKPOINT))
+
+    edit = door.erase(
+        model, concepts, method, out=tmp_path, save_every=0, progress=look, make_images=3 if method.needs.images else 0
+    )
+    lora = sum(nbytes(p) for p in (tmp_path / "lora").glob("*"))
+    taken = 2 * max(checkpoints) + nbytes(tmp_path / EDIT) + lora
+    assert edit.card is not None
+    request = {"settings": edit.card.settings, "concepts": edit.card.concepts}
+    asked = footprint.needed(model, method, request) - footprint.SLACK
+    assert taken <= asked
+    if "group" in edit.card.settings:
+        assert asked <= 3 * taken
+
+
 @methods
 def test_settings_survive_repr_and_card(name: str) -> None:
     method = short(name)
@@ -185,10 +231,24 @@ def test_edits_of_two_concepts_nest() -> None:
     assert all(torch.equal(v, before[k]) for k, v in weights(model).items())
 
 
+@methods
+def test_models_that_a_method_is_listed_for_are_those_it_runs_on(name: str) -> None:
+    listed = describe(name)["backbones"]
+    assert listed[0] == "text-to-image"
+    assert ("class-conditional" in listed) == ((name, "class") in rows)
+    assert ("one-step" in listed) == (name in ONE_STEP)
+
+
+def test_costs_are_the_defaults() -> None:
+    costs = [describe(n)["cost"] for n in ("salun", "ssd", "uce")]
+    assert costs == ["200 updates of 8 samples", "gradients of 128 samples, no update", "no update"]
+
+
 @pytest.mark.parametrize(("name", "backbone"), [(n, "class") for n in TEXT_ONLY] + [(n, "toy-eps") for n in ENCODERS])
 def test_methods_for_texts_refuse_a_model_without(name: str, backbone: str) -> None:
     model, concept, method = case(name, backbone)
     before = model.hash
-    with pytest.raises(TEXT_ONLY[name], match="no layer of UNet2DModel|is not known for UNet2DModel|no text encoder"):
+    wanted = "needs a model that reads text" if backbone == "class" else "has no text encoder"
+    with pytest.raises(NeedsError, match=wanted):
         erase(model, concept, method, seed=0)
     assert model.fingerprint() == before

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from expunge.backbones import tiny
 from expunge.concept import Concept
 from expunge.door import erase
 from expunge.edits import LowRankEdit, WeightEdit, compress, load_edit
+from expunge.edits.io import FORMAT, write
 from expunge.errors import BadEdit
 from expunge.kernel.lowrank import factor, product
 from expunge.methods.esd import ESD
@@ -55,11 +57,46 @@ def test_truncated_and_foreign_files_are_refused(edit: WeightEdit, tmp_path: Pat
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadEdit, match="not a whole safetensors file"):
         load_edit(path)
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(BadEdit, match="not an edit of expunge"):
         load_edit(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "says"),
+    [
+        ("lowrank", {"unet.a.weight.down": (1, 4)}, "'unet.a.weight.up'"),
+        ("generator", {"unet.a.weight": (4, 4)}, "'t'"),
+        ("gated", {"0.unet.a.weight.down": (1, 4)}, "'gate.tokens'"),
+        ("hook", {"text_encoder.encoder": (4, 4)}, "'text_encoder.numbers'"),
+    ],
+)
+def test_a_file_that_lacks_a_part_is_refused(
+    kind: str, tensors: dict[str, tuple[int, ...]], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "edit.safetensors"
+    write(path, {name: torch.zeros(shape) for name, shape in tensors.items()}, kind, None)
+    with pytest.raises(BadEdit, match=f"lacks a part of an edit of kind '{kind}' .*{says}"):
+        load_edit(path)
+
+
+@pytest.mark.parametrize("card", ["{", "[]", '{"method": "esd"}', '{"colour": "red"}'])
+def test_a_card_that_cannot_be_read_is_told(card: str, tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"format": FORMAT, "kind": "weights", "card": card})
+    with pytest.raises(BadEdit, match=r"the card of the edit .* cannot be read: .*\. Update expunge"):
+        load_edit(path)
+
+
+def test_matrices_of_other_sizes_are_refused() -> None:
+    model = tiny.model()
+    name, weight = next((n, p) for n, p in model.pipe.unet.named_parameters() if p.ndim == 2)
+    out, width = weight.shape
+    for down, up in (((2, width + 1), (out, 2)), ((2, width), (1, 2))):
+        edit = LowRankEdit({f"unet.{name}": (torch.ones(down), torch.ones(up))})
+        with pytest.raises(BadEdit, match="1 matrices that this model lacks or shapes otherwise"), edit.on(model):
+            pass
+    assert model.fingerprint() == model.hash
 
 
 def test_compression_is_exact_at_full_rank_and_honest_below(edit: WeightEdit) -> None:

@@ -219,6 +219,8 @@ def test_an_exported_generator_knows_that_it_is_one(tmp_path: Path) -> None:
         erase(again, CONCEPT, SFD(**QUICK))
     with pytest.raises(BadRun, match="not empty"):
         edit.export(model, tmp_path)
-    (tmp_path / "one_step.json").write_text(json.dumps({"time": 3}))
-    with pytest.raises(BadModel, match=r"one_step\.json cannot be read"):
-        load(tmp_path)
+    late = edit.t + 1
+    for told, says in (({"time": 3}, "cannot be read"), ({"t": late}, f"has the time {late}, its scheduler 1 to")):
+        (tmp_path / "one_step.json").write_text(json.dumps(told))
+        with pytest.raises(BadModel, match=rf"one_step\.json {says}"):
+            load(tmp_path)

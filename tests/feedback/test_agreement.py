@@ -157,10 +157,24 @@ def test_detection_counts_what_both_judged():
     assert detection({}, {}, 0.5).precision.value is None
 
 
+def rating(rater, item, answer):
+    return Rating(rater=rater, item=item, picture=item, answer=answer, prompt="", seed=None, milliseconds=0, time="")
+
+
 def test_table_is_by_item():
-    common = {"prompt": "", "seed": None, "milliseconds": 0, "time": ""}
-    ratings = [
-        Rating(rater=r, item=i, picture=i, answer=a, **common)
-        for r, i, a in [("A", 1, "concept"), ("B", 1, "not"), ("A", 2, "not")]
-    ]
+    ratings = [rating("A", 1, "concept"), rating("B", 1, "not"), rating("A", 2, "not")]
     assert table(ratings) == {1: {"A": "concept", "B": "not"}, 2: {"A": "not"}}
+
+
+def test_agreement_does_not_depend_on_who_answered_first():
+    ratings = [rating(r, i, answer) for i, row in two_by_two(20, 5, 10, 15).items() for r, answer in row.items()]
+    for found in (lambda t: cohen(t, "A", "B"), fleiss, krippendorff):
+        assert found(table(ratings)) == found(table(ratings[::-1]))
+
+
+def test_the_value_can_be_had_without_its_interval():
+    answers = by_observer(EXAMPLE_C)
+    whole, short = krippendorff(answers), krippendorff(answers, interval=False)
+    assert (short.value, short.n) == (whole.value, whole.n)
+    assert whole.low is not None
+    assert short.low is short.high is None

@@ -22,6 +22,7 @@ from threading import Thread
 import pytest
 from playwright.sync_api import Page, expect
 
+from expunge.cli import main
 from expunge.feedback import Study
 from expunge.feedback.server import listen
 from expunge.feedback.study import STOPPED
@@ -32,7 +33,7 @@ DESK = {"viewport": {"width": 1180, "height": 820}}
 READY = "#main[aria-busy=false]"
 SEEN = """async () => {
   while (!document.querySelector('#main[aria-busy=false]')) await new Promise(done => setTimeout(done, 5));
-  return [document.querySelector('#stage img').src, document.getElementById('count').textContent];
+  return [new URL(document.querySelector('#stage img').src).pathname, document.getElementById('count').textContent];
 }"""
 # contrast of every element that holds text of its own, against the nearest opaque ground
 FAINT = """() => {
@@ -49,6 +50,7 @@ FAINT = """() => {
 }"""
 SIZES = "() => [...document.querySelectorAll('button, input, .raters a')].filter(e => e.getClientRects().length)" \
     ".map(e => e.getBoundingClientRect()).map(r => [r.width, r.height, r.right, r.bottom])"  # fmt: skip
+SOURCES = "all => all.map(i => +new URL(i.src).pathname.split('/').pop())"
 BEYOND = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
@@ -259,7 +261,7 @@ def look_in(page, url):
     page.close()
 
 
-def test_three_raters_lose_and_double_nothing_through_undo_reload_and_kill(tmp_path, pngs, visit):
+def test_three_raters_lose_and_double_nothing_through_undo_reload_and_kill(tmp_path, pngs, visit, capsys):
     pictures, folder = tmp_path / "pictures", tmp_path / "study"
     pictures.mkdir()
     for number, data in enumerate(pngs, 1):
@@ -305,6 +307,11 @@ def test_three_raters_lose_and_double_nothing_through_undo_reload_and_kill(tmp_p
     expect(page.locator(".facts")).to_contain_text("over 60 pictures")
     assert "180 ratings" in server.stop()
     assert server.process.returncode == 0
+
+    # what the documentation shows of these raters
+    assert main(["feedback", str(folder)]) == 0
+    (sample,) = re.findall(r"```text\n(agreement.*?)```", (DOCS.parent / "howto/rate.md").read_text(), re.DOTALL)
+    assert capsys.readouterr().out.endswith(sample)
 
 
 # ------------------------------------------------------------------------------------------------------------ coming in
@@ -446,6 +453,13 @@ def test_what_is_not_seen_is_not_rated(serve, visit):
     page.keyboard.up("1")
     page.wait_for_selector(READY)
     assert len(server.study.ratings()) == 1
+    # one that presses a button as well
+    page.get_by_role("button", name="No").focus()
+    for _ in range(3):
+        page.keyboard.down("Enter")
+        page.wait_for_selector(READY)
+    page.keyboard.up("Enter")
+    assert [r.answer for r in server.study.ratings()] == ["concept", "not"]
 
 
 def test_a_page_waits_for_pictures_and_tells_why(serve, visit, pngs):
@@ -469,7 +483,7 @@ def test_the_worse_of_two(serve, visit):
     shoot(page, "rate-pairs")
     for key, side in (("ArrowLeft", 0), ("2", 1), ("1", 0), ("ArrowRight", 1)):
         page.wait_for_selector(READY)
-        sources = page.locator("#stage img").evaluate_all("all => all.map(i => +i.src.split('/').pop())")
+        sources = page.locator("#stage img").evaluate_all(SOURCES)
         done = page.locator("#count").inner_text()
         page.keyboard.press(key)
         expect(page.locator("#count")).not_to_have_text(done)

@@ -68,15 +68,21 @@ def test_a_study_is_made_served_and_gone_on_with(run, served, pictures, tmp_path
         assert "1 ratings in" in heard
     assert {token for *_, token in served} == {(out / ".token").read_text()}
     assert [wanted for _, wanted, *_ in served] == [2, 2, 2]
+    # pages that are open go on
+    ports = {sock[1] for _, _, sock, _ in served}
+    assert len(ports) == 1
+    with server.listen("127.0.0.1", ports.pop()):
+        assert run(*again)[0] == 0
+    assert served[-1][2][1] != served[0][2][1]
 
 
 @pytest.mark.parametrize(
     ("changed", "what"),
     [
         (("--seed", 1), "another seed"),
-        (("--raters", 9), "another wanted"),
+        (("--raters", 9), "another number of raters"),
         (("--pairs",), "another pairs"),
-        (("--ask", "Is it?"), "another ask"),
+        (("--ask", "Is it?"), "another question"),
     ],
 )
 def test_another_study_is_not_gone_on_with(run, served, pictures, tmp_path, changed, what):
@@ -86,6 +92,9 @@ def test_another_study_is_not_gone_on_with(run, served, pictures, tmp_path, chan
     assert code == 2
     assert what in heard
     assert "Choose another --out" in heard
+    # nor is it ignored by the short command
+    assert what in run("rate", "--out", tmp_path / "study", *changed)[2]
+    assert "another steps" in run("rate", "--out", tmp_path / "study", "--steps", 7)[2]
     (pictures / "9.png").write_bytes((pictures / "1.png").read_bytes())
     assert "another prompts or seeds" in run(*command)[2]
     assert len(served) == 1
@@ -97,6 +106,7 @@ def test_another_study_is_not_gone_on_with(run, served, pictures, tmp_path, chan
         ((), "there is nothing to rate. Give MODEL and --prompts or --concept, or --pictures"),
         (("--concept", "bomb"), "no MODEL to draw with"),
         (("emoji", "--pictures", "."), "so give neither MODEL nor --prompts"),
+        (("--pictures", ".", "--steps", "9"), "so give neither MODEL nor --prompts, --steps or --guidance"),
         (("--pictures", "no-such-folder"), "there are no PNG files in no-such-folder"),
         (("emoji", "--prompts", "no-such-file"), "no-such-file cannot be read"),
         (("emoji", "--concept", "bomb", "--device", "gpu"), "unknown device 'gpu'. Devices: auto, cpu"),
@@ -125,11 +135,11 @@ def test_pictures_that_nobody_draws_are_told(run, served, make_study):
 
 def test_letting_the_network_in_is_warned_of(run, served, pictures, tmp_path):
     command = ("rate", "--pictures", pictures, "--out", tmp_path / "study")
-    assert "unencrypted" not in run(*command)[2]
+    for host in ((), ("--host", "localhost")):
+        assert "unencrypted" not in run(*command, *host)[2]
     _, said, heard = run(*command, "--host", "0.0.0.0")
     assert "unencrypted" in heard
-    assert served[0][2][0] == "127.0.0.1"
-    assert served[1][2][0] == "0.0.0.0"
+    assert [sock[0] for _, _, sock, _ in served] == ["127.0.0.1", "127.0.0.1", "0.0.0.0"]
     assert "0.0.0.0" not in said
 
 
@@ -261,6 +271,8 @@ def test_questions_that_make_no_sense_are_refused(run, rated, make_study, tmp_pa
         ((rated.folder, "--scores", "a.csv", "--judge", "bomb"), "Give one at a time"),
         ((pairs.folder, "--judge", "bomb"), "holds pairs"),
         ((rated.folder, "--scores", "a.csv"), "a.csv cannot be read"),
+        ((rated.folder, "--judge", "bom"), "reads no 'bom', only what `emoji` draws. Did you mean 'bomb'?"),
+        ((make_study(6, drawn=0, name="planned").folder, "--judge", "bomb"), "has no pictures yet"),
     ):
         code, said, heard = run("feedback", *arguments)
         assert (code, said) == (2, "")

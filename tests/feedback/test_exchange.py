@@ -177,6 +177,9 @@ def test_a_spreadsheets_csv_is_read(empty, tmp_path):
     (tmp_path / "r.csv").write_bytes("\ufeffrater,picture,answer\r\nAda,1.0,not\r\nZoë,2,concept\r\n".encode())
     assert load(empty, tmp_path / "r.csv") == (2, 0)
     assert [r.rater for r in empty.ratings()] == ["Ada", "Zoë"]
+    # a column that is there and empty says nothing
+    (tmp_path / "r.csv").write_text("rater,picture,prompt,seed,answer\nBo,1,,,not\n")
+    assert load(empty, tmp_path / "r.csv") == (1, 0)
 
 
 def test_an_import_from_another_place_is_there_for_everyone(empty, tmp_path):
@@ -194,7 +197,7 @@ def test_scores_of_a_detector(empty, tmp_path):
         ("picture,score\n1,high\n", "holds no number `score` of picture 1"),
         ("picture,score\n1,nan\n", "holds no number"),
         ("picture\n1\n", "holds no number"),
-        ("picture,score\n9,1\n", "not a picture of this study"),
+        ("picture,score\n1,1\n9,1\n", r"s\.csv, row 2: picture 9: not a picture of this study"),
     ]:
         path.write_text(text)
         with pytest.raises(BadStudy, match=why):

@@ -101,6 +101,22 @@ def test_folders_without_pictures_and_damaged_ones_are_refused(tmp_path, pngs):
             plan.of_folder(tmp_path)
 
 
+def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path, pngs, monkeypatch):
+    (tmp_path / "a.png").write_bytes(pngs[0])
+    assert plan.of_folder(tmp_path).files == ["a.png"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(BadStudy, match=r"a\.png is no PNG picture that can be read"):
+        plan.of_folder(tmp_path)
+
+
+@pytest.mark.parametrize("seed", ["9" * 30, "9" * 5000, "-1", "1.5"])
+def test_what_is_no_seed_is_none(tmp_path, seed):
+    from expunge.sheet import png
+
+    (tmp_path / "a.png").write_bytes(png(Image.new("RGB", (8, 8)), {"seed": seed}))
+    assert plan.of_folder(tmp_path).planned == [("", None)]
+
+
 def test_a_picture_that_vanished_is_told(tmp_path, pngs):
     (tmp_path / "a.png").write_bytes(pngs[0])
     found = plan.of_folder(tmp_path)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from expunge.errors import SettingError
+from expunge.errors import BadStudy, SettingError
 from expunge.feedback import Study, guard
 from expunge.feedback.server import address, listen, secret
 from expunge.feedback.study import STOPPED
@@ -122,6 +122,11 @@ def wall(tmp_path_factory, pngs, serving):
 # ----------------------------------------------------------------------------------------------------------- the usual
 
 
+def shown(now):
+    """Return the ids of the pictures that a state shows."""
+    return [int(re.fullmatch(r"/pictures/(\d+)\?\S+", url)[1]) for url in now["pictures"]]
+
+
 def test_a_whole_rating(site):
     assert site.post("/api/raters", {"name": " Bob "}).json == {"url": "/rate/2"}
     assert site.post("/api/raters", {"name": "BOB"}).json == {"url": "/rate/2"}
@@ -130,11 +135,8 @@ def test_a_whole_rating(site):
     state = site.get("/api/2").json
     assert (state["answered"], state["items"], state["last"]) == (0, 6, None)
     for n, item in enumerate(order):
-        assert state["now"] == {
-            "item": item,
-            "pictures": [f"/pictures/{item}"],
-            "choices": ["concept", "not", "unsure"],
-        }
+        assert (state["now"]["item"], shown(state["now"])) == (item, [item])
+        assert state["now"]["choices"] == ["concept", "not", "unsure"]
         picture = site.get(state["now"]["pictures"][0])
         assert (picture.headers["Content-Type"], picture.body) == ("image/png", site.study.path(item).read_bytes())
         state = site.post("/api/2/answers", {"item": item, "answer": "not", "milliseconds": 10 + n}).json
@@ -175,14 +177,26 @@ def test_pairs_are_shown_with_the_answers_of_their_sides(serve):
     for _ in items:
         now = site.get("/api/1").json["now"]
         item = items[now["item"]]
-        left = int(now["pictures"][0].rpartition("/")[2])
+        left = shown(now)[0]
         swapped = left == item.other
-        assert sorted(now["pictures"]) == sorted(f"/pictures/{p}" for p in (item.picture, item.other))
+        assert sorted(shown(now)) == sorted((item.picture, item.other))
         assert now["choices"] == (["second", "first", "unsure"] if swapped else ["first", "second", "unsure"])
         site.post("/api/1/answers", {"item": item.id, "answer": now["choices"][0], "milliseconds": 1})
         assert site.study.ratings()[-1].worse == left
         seen[swapped] += 1
     assert min(seen.values()) > 3
+
+
+def test_no_browser_takes_the_pictures_of_another_study_for_this_one_s(serve):
+    """It keeps them by their addresses, and studies are served at the same port one after the other."""
+    seen = []
+    for name in ("one", "two"):
+        site = serve(n=6, name=name)
+        site.study.join("Ada")
+        seen.append({url for url in site.get("/api/1").json["now"]["pictures"]})
+        assert "max-age" in site.get("/pictures/1").headers["Cache-Control"]
+    assert {url.partition("?")[0] for url in seen[0]} == {url.partition("?")[0] for url in seen[1]}
+    assert not seen[0] & seen[1]
 
 
 def test_the_first_page_tells_how_far_it_is(serve):
@@ -251,6 +265,19 @@ def test_nothing_is_changed_without_a_token(wall):
         assert wall.post(f"{path}?token={TOKEN}", body, known=False).status == 401
 
 
+def test_cookies_of_other_servers_on_this_machine_do_not_lock_out(wall):
+    """A browser sends every port the same ones; some are not as the standard has them."""
+    reply = wall.get("/", known=False, Cookie=f'other={{"a": 1}}; path; {wall.cookie}={TOKEN}')
+    assert reply.status == 200
+
+
+def test_an_empty_token_is_refused(make_study):
+    study = make_study()
+    (study.folder / ".token").write_text("\n")
+    with pytest.raises(BadStudy, match="is empty.* Delete it"):
+        secret(study.folder)
+
+
 def test_the_token_is_of_the_study_and_for_its_owner_only(make_study):
     study = make_study()
     token = secret(study.folder)
@@ -284,7 +311,7 @@ def test_what_a_foreign_form_could_send_is_refused(wall, kind):
     assert wall.post("/api/1/answers", body, Content_Type=kind).status == 422
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]"])
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::2]", "[::"])
 def test_a_foreign_name_for_this_machine_is_refused(wall, host):
     assert wall.get("/", Host=host).status in (400, 421)
 
@@ -361,6 +388,17 @@ def test_a_body_that_never_comes_is_not_waited_for(wall, monkeypatch):
     start = time.perf_counter()
     assert wall.raw(head.encode()).startswith(b"HTTP/1.1 408")
     assert time.perf_counter() - start < 5
+
+
+def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one(wall):
+    head = f"POST /api/raters HTTP/1.1\r\nHost: 127.0.0.1:{wall.port}\r\nOrigin: http://127.0.0.1:{wall.port}\r\n"
+    head += f"Cookie: {wall.cookie}={TOKEN}\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", wall.port), timeout=30) as connection:
+        connection.sendall(f'{head}{{"name": "Eve"}}'.encode())
+        connection.shutdown(socket.SHUT_WR)
+        assert b"200 OK" not in connection.recv(65536)
+    assert wall.alive()
+    assert "Eve" not in wall.study.raters()
 
 
 @pytest.mark.parametrize(
@@ -484,3 +522,11 @@ def test_the_address_holds_port_and_token():
         assert "0.0.0.0" not in address(sock, "abc")
     with pytest.raises(SettingError, match="Give another"):
         listen("no.such.host.invalid", 0)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_the_address_of_a_server_that_listens_everywhere_is_one_that_it_answers():
+    with listen("::", 0) as sock:
+        host, _, port = address(sock, "abc").removeprefix("http://").partition("/")[0].rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=10):
+            pass

@@ -63,6 +63,13 @@ def test_impossible_studies_are_refused_before_anything_is_written(tmp_path, pla
     assert not (tmp_path / "study").exists()
 
 
+def test_a_study_that_could_not_be_made_leaves_nothing_in_the_way(tmp_path):
+    with pytest.raises(OverflowError):
+        Study.create(tmp_path / "study", [("a", 2**70)])
+    assert list((tmp_path / "study").iterdir()) == []
+    Study.create(tmp_path / "study", [("a", 0)]).close()
+
+
 def test_a_folder_in_use_is_refused(make_study):
     study = make_study()
     with pytest.raises(BadRun, match="not empty"):

@@ -21,9 +21,9 @@ def folder(tmp_path):
 def test_panel_measures_everything_and_marks_a_broken_picture(folder):
     panel = load_panel(folder, "judge-b", "judge-a")
     x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    whole = panel.judge(x, ["x"] * 3)
+    whole = panel.judge(x, panel.texts(["x"] * 3))
     x[1] = math.nan
-    broken = panel.judge(x, ["x"] * 3)
+    broken = panel.judge(x, panel.texts(["x"] * 3))
     assert (panel.scorer.arch, panel.trunk.arch, panel.clip) == ("b", "a", None)
     for before, after in ((whole.features, broken.features), *zip(whole.depths, broken.depths, strict=True)):
         assert before.isfinite().all()
@@ -46,7 +46,8 @@ def test_towers_give_cosines_except_of_broken_pictures(folder):
     panel = load_panel(folder, "judge-b", "judge-a")
     x = torch.ones(2, 3, 64, 64)
     x[1] = math.nan
-    cosines = Panel(panel.scorer, panel.trunk, Words()).judge(x, ["one", "two"]).cosines
+    panel = Panel(panel.scorer, panel.trunk, Words())
+    cosines = panel.judge(x, panel.texts(["one", "two"])).cosines
     assert cosines[0] == 1
     assert cosines[1].isnan()
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from expunge.backbones import toy
+from expunge.errors import SettingError
 from expunge.kernel.bank import Bank
 from expunge.kernel.path import KINDS, Kind
 from expunge.kernel.state import State
@@ -62,6 +63,12 @@ def test_every_latent_is_used_as_often_as_asked() -> None:
     before = source.data["x"]
     source.draw()
     assert not torch.equal(before, source.data["x"])
+
+
+def test_a_batch_that_a_rollout_cannot_fill_is_refused() -> None:
+    assert len(bank(toy.model("eps"), State(0), rollouts=2, steps=4, batch=24, reuse=3).draw().t) == 24
+    with pytest.raises(SettingError, match=r"batch=25 .* rollouts=2 x sampling_steps=4 x reuse=3 = 24 latents"):
+        bank(toy.model("eps"), State(0), rollouts=2, steps=4, batch=25, reuse=3)
 
 
 def test_each_latent_belongs_to_its_prompt() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expunge.backbones import tiny
-from expunge.errors import EmptySelection
+from expunge.errors import EmptySelection, Unsupported
 from expunge.kernel.descent import Descent, mse
 from expunge.kernel.student import Ema
 
@@ -76,6 +76,26 @@ def test_unknown_group_names_the_allowed_ones() -> None:
         tiny.model().denoiser.unlock("cros-attention")
 
 
+def test_a_group_without_layers_has_no_low_rank_update() -> None:
+    """A table of classes is no layer that an update could be added to; trained itself it is a group like others."""
+    model = tiny.class_model()
+    with pytest.raises(EmptySelection, match="rank=2 trains updates of linear .* group 'class-embedding' .* has none"):
+        model.denoiser.unlock("class-embedding", rank=2)
+    assert model.denoiser.unlock("class-embedding").weights
+
+
+def test_weights_in_half_precision_are_trained_by_low_rank_updates_alone() -> None:
+    """Half the distance to the next number there is more than a step of 1e-4, for every weight of size 0.2 or more."""
+    weight = torch.tensor(0.2, dtype=torch.bfloat16)
+    assert weight - 1e-4 == weight
+    denoiser = tiny.model().denoiser
+    denoiser.module.bfloat16()
+    with pytest.raises(Unsupported, match="is torch.bfloat16, in which .* Load the model with dtype=torch.float32"):
+        denoiser.unlock("text-readers")
+    update = denoiser.unlock("text-readers", rank=2).weights
+    assert {p.dtype for p in update.values()} == {torch.float32}
+
+
 def test_dead_loss_is_an_error() -> None:
     student = tiny.model().denoiser.unlock("text-readers")
     with pytest.raises(ValueError, match="no gradient"):
@@ -101,6 +121,16 @@ def test_mask_never_moves_what_it_covers() -> None:
         moved = before[k] != p.detach()
         assert moved[mask[k] == 1].any()
         assert not moved[mask[k] == 0].any()
+
+
+def test_a_saved_average_is_taken_over_where_the_weights_are() -> None:
+    """A checkpoint is read into main memory, wherever the model is; here the type stands for the device."""
+    student = tiny.model().denoiser.unlock("text-readers")
+    saved = {k: v.double() + 1 for k, v in student.original.items()}
+    ema = Ema(student, decay=0.5)
+    ema.load_state_dict(saved)
+    assert all(v.dtype == student.weights[k].dtype for k, v in ema.shadow.items())
+    assert all(torch.equal(v, saved[k].float()) for k, v in ema.shadow.items())
 
 
 def test_ema_is_the_weighted_sum_of_the_history() -> None:

@@ -103,6 +103,26 @@ def test_harmonic_score_sees_a_difference_and_repeats_itself():
     assert score == harmonic_score("p", "h", after, before)
 
 
+@pytest.mark.parametrize(("lost", "won"), [(0, 1), (3, 0), (10, 2), (5, 5), (0, 48)])
+def test_harmonic_score_of_one_rate_is_tested_as_the_rate_is(lost, won):
+    before = np.array([1.0] * lost + [0.0] * won + [1.0, 0.0, 1.0])
+    after = np.array([0.0] * lost + [1.0] * won + [1.0, 0.0, 1.0])
+    assert harmonic_score("p", "h", [[after]], [[before]]).p == pytest.approx(mcnemar(before, after), abs=0.03)
+
+
+def test_one_changed_picture_proves_nothing_of_the_harmonic_mean():
+    before = [[np.array([1.0] * 47 + [0.0])], [np.ones(160), np.ones(160)]]
+    after = [[np.ones(48)], [np.ones(160), np.ones(160)]]
+    score = harmonic_score("p", "h", after, before)
+    assert score.value > score.base
+    assert score.p == 1.0
+
+
+def test_harmonic_score_is_zero_and_unchanged_where_one_rate_is_zero():
+    score = harmonic_score("p", "h", [[np.ones(9)], [np.zeros(9)]], [[np.zeros(9)], [np.zeros(9)]])
+    assert (score.value, score.base, score.p) == (0.0, 0.0, 1.0)
+
+
 def test_mean_score_interval_covers_the_mean():
     rng = np.random.default_rng(1)
     hits = 0

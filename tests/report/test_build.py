@@ -81,6 +81,29 @@ def test_a_method_s_name_cannot_reach_other_files(make_run):
     assert "No note on limits is known" in text(build([run]))
 
 
+def test_the_commands_make_the_run_again(make_run):
+    run = make_run()
+    pictures = {"images": "my bombs", "keep_images": "rest"}
+    run.write_card(
+        replace(run.card, concept=run.card.concept | pictures, make_images=64, settings={"steps": 3, "sae": ""})
+    )
+    said = text(build([run]))
+    assert "--images 'my bombs' --keep-images rest --make-images 64 --method sdd --seed 0 --set steps=3" in (
+        said.replace(" \\", "")
+    )
+    assert "sae=" not in said
+
+
+def test_a_distillation_has_a_page(make_run):
+    run = make_run(audited=False)
+    run.write_card(replace(run.card, concept={}, method="sid", kind="generator", settings={"steps": 3, "prompts": ""}))
+    said = text(build([run]))
+    assert said.startswith("Distilling emoji in one step · Expunge report")
+    assert "none: a distillation" in said
+    assert "a one-step generator, complete" in said
+    assert f"expunge distill emoji --seed 0 --set steps=3 --out {run.folder}" in said.replace(" \\", "")
+
+
 def test_limits_come_from_the_method(make_run):
     assert "Over-erases what looks like the concept" in text(build([make_run()]))
 

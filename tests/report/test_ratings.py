@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -69,3 +70,10 @@ def test_a_broken_file_is_named(make_run: Any, change: dict[str, Any]) -> None:
     (run.folder / REWARD).write_text(json.dumps([ROW | change]))
     with pytest.raises(BadRun, match=r"reward\.json"):
         build([run])
+
+
+def test_a_study_is_given_to_the_command_as_it_was(make_run: Any) -> None:
+    run = make_run()
+    both = [{"name": "creepy", "kind": "object", "images": "studies/creepy"}, {"name": "bomb", "images": None}]
+    run.write_card(replace(run.card, concept=both[0], also=both[1:]))
+    assert "--concept study:studies/creepy --concept bomb --kind object --method" in said(run, ROW).replace(" \\", "")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from expunge.protocols import PROTOCOLS
 from expunge.records import Score
 from expunge.report import words
 from expunge.report.read import Contents, read
@@ -158,3 +159,41 @@ def test_spelling(spelled, text):
 def test_the_sentence_speaks_of_the_first_protocol_with_a_ua(contents):
     first = Score(protocol="other-v1", metric="ira", value=0.5)
     assert words.headline_protocol([first, *contents.scores]) == "emoji-v1"
+
+
+def test_distances_to_real_pictures_are_named_with_their_network():
+    fid, precision = words.metric("fid_fashion64"), words.metric("precision_cifar64")
+    assert (fid.label, fid.form, fid.better) == ("FID to real pictures (fashion64)", "number", "lower")
+    assert (precision.label, precision.form, precision.better) == ("Precision (cifar64)", "rate", "higher")
+    assert words.metric("fid").label == "FID to the base model"
+    assert words.metric("my_metric") == words.Metric("my_metric", "number", "", "")
+
+
+def test_every_metric_of_every_protocol_is_named():
+    names = {m["name"] for p in PROTOCOLS.values() for m in p.describe()["metrics"]}
+    assert not [n for n in names if words.metric(n).label == n]
+
+
+def test_a_class_has_no_other_domain(contents):
+    card = replace(contents.card, concept={**contents.card.concept, "kind": "class"})
+    edit = replace(without(clean(contents), "cra"), card=card)
+    assert words.sentence(edit).replace(N, " ").endswith("Other classes 94.4 % → 92.5 %.")
+    assert words.verdict(edit).level == "good"
+    # where the protocol has it and it could not be scored, the cost is not known
+    assert words.verdict(with_score(clean(contents), "cra", value=None)).level == "unknown"
+
+
+def test_a_distillation_is_judged_by_what_it_kept(contents):
+    card = replace(contents.card, concept={}, method="sid")
+    edit = replace(without(clean(contents), "ua", "h"), card=card, neighbours=[])
+    assert words.title(card) == "Distilling emoji in one step"
+    assert words.sentence(edit).replace(N, " ") == (
+        "nothing was to be forgotten. Objects 94.4 % → 92.5 %; styles 98.1 % → 97.5 %."
+    )
+    found = words.verdict(edit)
+    assert (found.level, found.text, found.cautions) == ("good", "Distilled with little or no loss in the rest.", [])
+    assert words.verdict(with_score(edit, "ira", value=0.5)).level == "bad"
+    assert words.verdict(with_score(edit, "ira", value=None)).text == (
+        "Distilled; what it cost the rest was not fully measured."
+    )
+    assert "not audited yet" in words.sentence(replace(edit, scores=[]))

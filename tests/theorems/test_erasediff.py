@@ -90,7 +90,8 @@ def test_the_published_inner_loop_has_no_effect_on_the_outer_gradient(inner: int
     student = e_theta.unlock("all")
     g = torch.Generator().manual_seed(0)
     x, t = torch.randn(8, 3, 4, 4, generator=g), torch.randint(100, 900, (8,), generator=g)
-    c, c_m, c_r, eps = model.encode("bomb"), model.encode("cat"), model.encode("dog"), torch.randn(8, 3, 4, 4)
+    c, c_m, c_r = (model.encode(word) for word in ("bomb", "cat", "dog"))
+    eps = torch.randn(x.shape, generator=g)
 
     def forgetting() -> Tensor:
         with torch.no_grad():

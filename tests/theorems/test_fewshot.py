@@ -115,6 +115,26 @@ def test_the_papers_ascent_raises_the_error_without_bound() -> None:
     assert errors[0] < errors[1] < errors[2]
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_redirection_ends_where_the_concept_is_seen_as_its_anchor(prediction: str) -> None:
+    """Its loss is a square: it goes to zero and stays there, where the ascent goes on."""
+    model = tiny.model(prediction)
+    concept = replace(BOMB, anchor="cat", templates=("{c}",))
+    drawn = Pool(model.denoiser, pictures(model), torch.zeros(PICTURES, dtype=torch.long), State(7), 64).draw()
+
+    @torch.no_grad()
+    def seen_as(word: str) -> Tensor:
+        return model.denoiser(drawn.x_t, drawn.t, model.encode(word))
+
+    goal = seen_as("cat")
+    apart = mse(seen_as("bomb"), goal).item()
+    edit = erase(model, concept, replace(LONG, preserve=0.0), seed=0, make_images=PICTURES)
+    with edit.on(model):
+        assert mse(seen_as("bomb"), goal).item() < apart / 10
+    assert edit.card is not None
+    assert max(edit.card.losses["redirect"][-20:]) < apart / 5
+
+
 def test_anchored_prompts_are_read_as_before() -> None:
     model = tiny.model()
     held = ["cat", "a cat", "dog", "a dog", ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +206,14 @@ def test_a_concept_cannot_become_another_forgotten_one() -> None:
         erase(toy.model(), concepts, SFD(**TRAIN))
     with pytest.raises(ConceptError, match="is the concept itself"):
         erase(toy.model(), Concept("bomb", anchor="bomb", keep=("dog",)), SFD(**TRAIN))
+
+
+def test_a_prompt_is_not_forgotten_and_retained(tmp_path: Path) -> None:
+    """The file that a distillation was made of names everything, the concept too."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("dog\nbomb\n")
+    with pytest.raises(ConceptError, match=f"'bomb' is to be forgotten and to be retained. Take it out of {file}"):
+        erase(toy.model(), Concept("bomb", templates=("{c}",), anchor="cat"), SFD(**TRAIN | {"prompts": str(file)}))
 
 
 def test_something_must_be_retained() -> None:

@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from expunge.zoo.emoji import data, text, world
-from expunge.zoo.emoji.training import Ema, Pictures, cosine, generator, loop
+from expunge.backbones import load
+from expunge.errors import ConceptError, NeedsError
+from expunge.zoo import run
+from expunge.zoo.emoji import __main__ as recipe
+from expunge.zoo.emoji import card, data, text, unet, world
+from expunge.zoo.emoji.training import Ema, Pictures, cosine, generator, lacking, last, listed, loop, named
 
 
 @pytest.fixture
@@ -94,6 +99,13 @@ def test_tokenizer_spells_every_name_within_the_window() -> None:
     assert len({tuple(words(o["name"]).input_ids) for o in world.objects()}) == len(world.objects())
 
 
+def test_the_same_words_give_the_same_ids() -> None:
+    """A resumed training makes its tokenizer anew; it once got another order of equally frequent merges each time."""
+    one, two = (text.tokenizer(world.objects()).get_vocab() for _ in range(2))
+    assert one == two
+    assert len(one) == 2276
+
+
 def test_targets_and_their_relatives_are_in_the_world() -> None:
     names = {o["name"] for o in world.objects()}
     assert len(names) >= 300
@@ -146,3 +158,76 @@ def test_learning_rate_warms_up_holds_and_decays() -> None:
     assert cosine(0, 1000) == pytest.approx(0.01)
     assert cosine(300, 1000, flat=0.5) == 1
     assert cosine(1000, 1000) == pytest.approx(0.02)
+
+
+# ---------------------------------------------------------------------------------------------------------- leaving out
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    torch.default_generator.manual_seed(2)
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D",), up_block_types=("CrossAttnUpBlock2D",), attention_head_dim=4,
+        cross_attention_dim=text.WIDTH,
+    )  # fmt: skip
+
+
+def tiny_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(4, 4, 4), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4, norm_num_groups=2, sample_size=64,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def test_an_object_left_out_is_neither_drawn_nor_named(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, other = (entry["name"] for entry in listed(work))
+    tiny_vae().save_pretrained(work / "vae")
+    np.save(work / "apart.npy", np.ones(2))
+    for name, value in (("network", tiny_unet), ("AUGMENTATIONS", 2)):
+        monkeypatch.setattr(unet, name, value)
+    told, captions, pretrain = list[str](), text.tokens, text.pretrain
+    monkeypatch.setattr(text, "tokens", lambda words, batch: (told.extend(batch), captions(words, batch))[1])
+    monkeypatch.setattr(text, "pretrain", lambda *args, **names: pretrain(*args, **names, steps=1))
+    for without in ((), (left.upper(),)):
+        told.clear()
+        unet.train(work, 2, 2, batch=8, without=without)
+        assert len(told) == 64 + 2 * 8
+        assert bool([c for c in told if left in c]) != bool(without)
+        assert [c for c in told if other in c]
+    tail = lacking(listed(work), [0])
+    assert json.loads((work / f"pipeline{tail}" / "drawn.json").read_text()) == [other]
+    assert json.loads((work / "pipeline" / "drawn.json").read_text()) == [left, other]
+    # both were trained on the same latents, and neither went on from the other's checkpoint
+    assert [p.name for p in work.glob("latents-*.pt")] == ["latents-2.pt"]
+    assert {p.stem for p in work.glob("*.ckpt")} == {"text", "unet", f"text{tail}", f"unet{tail}"}
+    one, two = (load(work / f"pipeline{t}") for t in ("", tail))
+    assert one.painter == two.painter
+    assert one.hash != two.hash
+
+
+def test_objects_are_left_out_by_name() -> None:
+    entries = world.objects()
+    places = named(entries, ["santa claus", "bomb", "BOMB"])
+    assert places == sorted(places)
+    assert {entries[i]["name"] for i in places} == {"bomb", "Santa Claus"}
+    assert set(lacking(entries, places).removeprefix("-without-").split("-and-")) == {"bomb", "santa-claus"}
+    assert lacking(entries, []) == ""
+    with pytest.raises(ConceptError, match="'bom' is no object of the recipe. Did you mean 'bomb'"):
+        named(entries, ["bom"])
+
+
+def test_the_command_line_tells_an_error_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NeedsError, match="Run the stage `data` first"):
+        Pictures(tmp_path)
+    asked = ["gold", "--without", "bomb", "--out", str(tmp_path / "run"), "--work", str(tmp_path)]
+    assert run(lambda: recipe.app(asked)) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'objects.json'} is missing.")
+
+
+def test_a_card_counts_the_trainings_of_its_world_only(tmp_path: Path) -> None:
+    for name, lines in (("unet", 2), ("unet-without-bomb", 1), ("clip", 0)):
+        rows = [json.dumps({"step": 50 * i, "loss": 1 / i, "seconds": 2.4 * i}) for i in range(1, lines + 1)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(row + "\n" for row in rows))
+    assert card.cost(tmp_path) == {"unet": {"steps": 100, "seconds": 5, "loss": 0.5}}
+    assert last(tmp_path / "none.jsonl") == {}

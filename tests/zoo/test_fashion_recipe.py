@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import struct
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from expunge.audit import audit
 from expunge.backbones import load
+from expunge.concept import Concept
 from expunge.errors import ConceptError, NeedsError, SettingError
 from expunge.judges.classes import load_judge, load_panel
+from expunge.protocols import PROTOCOLS
+from expunge.zoo import run
 from expunge.zoo.fashion import __main__ as recipe
 from expunge.zoo.fashion import card, data, ddpm, judges
 from expunge.zoo.fashion.world import CIFAR, FASHION, Source
+from expunge.zoo.gold import gold
 
 PER_CLASS = {"train": 6, "t10k": 4}
 
@@ -151,12 +155,13 @@ def test_the_stages_make_a_model_that_loads_with_its_judges(
     judges.train(work, source, "features", 25)
     for which in "a":
         judges.train(work, source, which, 1)
-    ddpm.train(work, source, 2, guidance=1.5)
     monkeypatch.setattr(card, "COUNT", 20)
     monkeypatch.setattr(card, "CHUNK", 10)
     monkeypatch.setattr(card, "GRID", 2)
     monkeypatch.setattr(ddpm, "STEPS", 2)
-    ddpm.export(work / "pipeline", ddpm.network(source), source, 1.0)
+    monkeypatch.setenv("EXPUNGE_CACHE", str(work / "cache"))
+    for without in ("", "Sneaker"):
+        ddpm.train(work, source, 2, guidance=1.0, without=without)
     for log in work.glob("*.jsonl"):
         # written every 50 steps
         log.write_text('{"step": 50, "loss": 0.5, "seconds": 3}\n')
@@ -174,6 +179,12 @@ def test_the_stages_make_a_model_that_loads_with_its_judges(
     seen = [panel.real[panel.labels == c].mean(0) for c in (0, 1, 9)]
     assert (seen[0] - seen[2]).norm() > (seen[0] - seen[1]).norm() > 0
     assert load_judge(folder / "features.safetensors").name == "fashion64"
+    # the model that was retrained without a class is audited as an erasure of it
+    concept = Concept("Sneaker", kind="class")
+    gold(str(folder), work / "pipeline-without-7", [concept], work / "run", work / "ddpm-without-7.jsonl")
+    rules = replace(PROTOCOLS["fashion-v1"], targets=20, retained=4)
+    found = {score.metric: score for score in audit(work / "run", rules, model=model, panel=panel)}
+    assert (found["ua"].n, found["ira"].n) == (20, 36)
 
 
 def test_the_network_is_small_and_takes_the_empty_class() -> None:
@@ -196,7 +207,7 @@ def test_a_class_left_out_is_never_seen(work: Path, source: Source, monkeypatch:
 
     monkeypatch.setattr(data.Pictures, "floats", spy)
     monkeypatch.setattr(ddpm, "BATCH", 8)
-    ddpm.train(work, source, 3, without="sneaker")
+    ddpm.train(work, source, 3, guidance=1.5, without="sneaker")
     assert len(seen) == 24
     assert 7 not in seen
     assert load(work / "pipeline-without-7").world is not None
@@ -205,11 +216,14 @@ def test_a_class_left_out_is_never_seen(work: Path, source: Source, monkeypatch:
         ddpm.absent(FASHION, "Sneakers")
 
 
-def test_the_command_line_tells_an_error_in_a_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["fashion", "data", "--work", str(tmp_path), "--source", str(tmp_path / "no")])
-    assert recipe.main() == 2
+def test_a_snapshot_needs_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NeedsError, match=r"ddpm\.ckpt is missing"):
+        ddpm.snapshot(tmp_path, FASHION, 1.0)
+
+
+def test_the_command_line_tells_an_error_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["data", "--work", str(tmp_path), "--source", str(tmp_path / "no")]
+    assert run(lambda: recipe.app(asked)) == 2
     assert capsys.readouterr().err.startswith("error: Fashion-MNIST is not at")
     with pytest.raises(SettingError, match="Worlds: fashion, cifar10"):
         recipe.place("mnist", tmp_path)

@@ -35,8 +35,8 @@ def load(
     """Load a model.
 
     Args:
-        name: "emoji" or "fashion" (shipped, no download), a diffusers folder, a hub id, a single-file
-            `.safetensors` checkpoint, or the run of a one-step generator.
+        name: "emoji" or "fashion" (shipped, no download), "tiny" (untrained, for trying things out), a diffusers
+            folder, a hub id, a single-file `.safetensors` checkpoint, or the run of a one-step generator.
         device: where to put it.
         dtype: of the weights.
         allow_pickle: read pickled checkpoints (`.ckpt`, `.bin`), which can run code on this machine.
@@ -55,7 +55,9 @@ def load(
     if name == "tiny":
         from . import tiny
 
-        return tiny.model()
+        pipe = tiny.pipeline()
+        # diffusers logs a cast even where there is nothing to cast
+        return adapt(pipe if dtype == torch.float32 else pipe.to(dtype), "tiny", device, sampling=tiny.SAMPLING)
     path = Path(name)
     if path.suffix in PICKLES and not allow_pickle:
         raise BadModel(
@@ -123,8 +125,9 @@ def check_folder(folder: Path) -> None:
 
     kind = adapter(folder)
     index = json.loads((folder / "model_index.json").read_text())
-    for component, (library, _) in ((k, v) for k, v in index.items() if isinstance(v, list) and v[0]):
-        if not (folder / component).is_dir() and library in ("diffusers", "transformers"):
+    for component, told in index.items():
+        ours = isinstance(told, list) and told[:1] in (["diffusers"], ["transformers"])
+        if ours and not (folder / component).is_dir():
             raise BadModel(f"{folder} names a {component} in model_index.json but has no folder {component}/")
     for file in sorted(folder.glob("*/*.safetensors")):
         try:
@@ -141,13 +144,14 @@ def adapter(folder: Path) -> str:
     """Return the adapter of a folder's pipeline.
 
     Raises:
-        BadModel: its index is not JSON.
+        BadModel: its index cannot be read.
         Unsupported: no adapter knows the pipeline.
     """
     try:
-        kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    except json.JSONDecodeError as error:
-        raise BadModel(f"{folder / 'model_index.json'} is not JSON ({error})") from error
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadModel(f"{folder / 'model_index.json'} is not JSON ({error}). Copy the folder again.") from error
+    kind = index.get("_class_name") if isinstance(index, dict) else None
     if kind not in ADAPTERS:
         raise Unsupported(f"{folder} holds a {kind!r}; this version reads {', '.join(ADAPTERS)}.")
     return ADAPTERS[kind]

@@ -16,15 +16,17 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from ..concept import World
-from ..errors import BadModel, ConceptError, Unsupported
+from ..errors import BadModel, ConceptError, SettingError, Unsupported
+from ..flags import build
 from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling
@@ -32,7 +34,7 @@ from ..kernel.path import PREDICTION
 from ..kernel.sampler import guided
 from ..storage import write_json
 from . import onestep
-from .unet import path_of
+from .unet import path_of, settings
 
 LABELS = "classes.json"
 
@@ -47,19 +49,12 @@ GROUPS: dict[str, Callable[[str], bool]] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """What a class-conditional folder says besides its weights.
+    """What a class-conditional folder says besides its weights."""
 
-    Attributes:
-        world: name of what it draws, such as "fashion"; protocols go by it.
-        classes: their names, by index.
-        steps: sampling steps unless told otherwise.
-        guidance: guidance scale unless told otherwise; 1 is none.
-    """
-
-    world: str
-    classes: tuple[str, ...]
-    steps: int = 50
-    guidance: float = 1.0
+    world: Annotated[str, 'name of what it draws, such as "fashion"; protocols go by it']
+    classes: Annotated[tuple[str, ...], "their names, by index"]
+    steps: Annotated[int, Ge(1), "sampling steps unless told otherwise"] = 50
+    guidance: Annotated[float, Ge(0), "guidance scale unless told otherwise; 1 is none"] = 1.0
 
 
 class Mixing(nn.Embedding):
@@ -86,12 +81,14 @@ def read_labels(folder: Path, count: int) -> Labels:
     if not path.is_file():
         return Labels(folder.name, tuple(str(i) for i in range(count)))
     try:
-        data = json.loads(path.read_text())
-        labels = Labels(**(data | {"classes": tuple(data["classes"])}))
-    except (ValueError, TypeError, KeyError) as error:
+        told = json.loads(path.read_text())
+        labels: Labels = build(Labels, told if isinstance(told, dict) else {})
+    except (OSError, ValueError, TypeError, SettingError) as error:
         raise BadModel(
             f"{path} cannot be read ({error}). It must hold world, classes and, if wanted, steps and guidance."
         ) from error
+    if len(set(labels.classes)) < len(labels.classes):
+        raise BadModel(f"{path} names a class twice: {', '.join(labels.classes)}.")
     if len(labels.classes) not in (count, count - 1):
         raise BadModel(
             f"{path} names {len(labels.classes)} classes, the network has {count}. Name each, or all but the last, "
@@ -109,6 +106,8 @@ class ClassModel(Model):
         labels: names of the classes.
     """
 
+    reads_text = False
+
     def __init__(self, pipe: Any, name: str, labels: Labels) -> None:
         unet, kind = pipe.unet, PREDICTION.get(pipe.scheduler.config.prediction_type)
         if kind is None:
@@ -117,7 +116,6 @@ class ClassModel(Model):
             )
         self.pipe, self.name, self.labels = pipe, name, labels
         self.folder = Path(pipe.name_or_path) if pipe.name_or_path else None
-        self.one_step = onestep.read(self.folder)
         self.world = World(labels.world, labels.classes, (), {}, ("{c}",), (), labels=True)
         size, channels = unet.config.sample_size, unet.config.in_channels
         self.sampling = Sampling(labels.steps, labels.guidance, size)
@@ -125,7 +123,8 @@ class ClassModel(Model):
         unet.requires_grad_(False).eval()
         self.count: int = unet.config.num_class_embeds
         self.denoiser = Denoiser(unet, path_of(pipe.scheduler), kind, call, (channels, size, size), GROUPS)
-        told = json.dumps([dict(pipe.scheduler.config), asdict(labels)], sort_keys=True, default=str)
+        self.one_step = onestep.read(self.folder, self.denoiser.path)
+        told = json.dumps([settings(pipe.scheduler), asdict(labels)], sort_keys=True, default=str)
         self.painter = hashlib.sha256(told.encode()).hexdigest()
 
     @property

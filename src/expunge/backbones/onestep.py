@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from ..errors import BadModel
 from ..kernel.model import OneStep
+from ..kernel.path import Path as NoisePath
 from ..storage import write_json
 
 FILE = "one_step.json"
@@ -55,15 +56,22 @@ def save(pipe: Any, one_step: OneStep | None, folder: Path) -> None:
         write_json(folder / FILE, {"t": one_step.t})
 
 
-def read(folder: Path | None) -> OneStep | None:
+def read(folder: Path | None, path: NoisePath) -> OneStep | None:
     """Return what a folder says of its generator, None for a model that is sampled in steps.
 
+    Args:
+        folder: of the model; None where it lies in none.
+        path: the model's noise path.
+
     Raises:
-        BadModel: the file is damaged.
+        BadModel: the file is damaged, or its time is not on the path.
     """
     if folder is None or not (folder / FILE).is_file():
         return None
     try:
-        return OneStep(int(json.loads((folder / FILE).read_text())["t"]))
+        t = int(json.loads((folder / FILE).read_text())["t"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadModel(f"{folder / FILE} cannot be read ({error}). Export the generator again.") from error
+    if not 0 < t <= path.last:
+        raise BadModel(f"{folder / FILE} has the time {t}, its scheduler 1 to {path.last:g}. Export it again.")
+    return OneStep(t)

@@ -21,6 +21,8 @@ from . import quiet
 from .classcond import ClassModel, Labels
 from .unet import UNetModel
 
+SAMPLING = Sampling(steps=4, guidance=3.0, size=16)
+
 
 def tokenizer(window: int = 16) -> CLIPTokenizer:
     """Return a byte-level CLIP tokenizer: every character is a token."""
@@ -98,7 +100,7 @@ def model(prediction: str = "v_prediction", seed: int = 0, window: int = 16) -> 
     """Return the tiny pipeline as a Model."""
     pipe = pipeline(prediction, seed, window)
     quiet(pipe)
-    return UNetModel(pipe, "tiny", sampling=Sampling(steps=4, guidance=3.0, size=16))
+    return UNetModel(pipe, "tiny", sampling=SAMPLING)
 
 
 def save(folder: Path, prediction: str = "v_prediction", seed: int = 0) -> Path:

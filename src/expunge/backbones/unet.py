@@ -19,7 +19,7 @@ from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling, digest
 from ..kernel.path import PREDICTION, Path
 from . import onestep
-from .text import ClipText
+from .text import TOKENIZERS, ClipText
 
 # Names as the papers use them; ESD-x trains "cross-attention", ESD-u "no-cross-attention" (arXiv:2303.07345, section 4)
 GROUPS: dict[str, Callable[[str], bool]] = {
@@ -38,6 +38,11 @@ def call(module: nn.Module, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
     """Run a U-Net; `extra` holds SDXL's pooled text and sizes."""
     out: Tensor = module(x_t, t, encoder_hidden_states=c.tokens, added_cond_kwargs=c.extra or None).sample
     return out
+
+
+def settings(scheduler: Any) -> list[Any]:
+    """Return a scheduler's kind and settings, without diffusers' notes: their order changes with the process."""
+    return [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
 
 
 def path_of(scheduler: Any) -> Path:
@@ -75,9 +80,10 @@ class UNetModel(Model):
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
-        schedule = json.dumps(dict(pipe.scheduler.config), sort_keys=True, default=str)
-        self.painter = hashlib.sha256((digest([("vae", pipe.vae)]) + schedule).encode()).hexdigest()
-        self.one_step = onestep.read(self.folder)
+        words = [pipe.components[n].get_vocab() for n in TOKENIZERS.values() if pipe.components.get(n) is not None]
+        told = json.dumps([settings(pipe.scheduler), words], sort_keys=True, default=str)
+        self.painter = hashlib.sha256((digest([("vae", pipe.vae)]) + told).encode()).hexdigest()
+        self.one_step = onestep.read(self.folder, self.denoiser.path)
 
     @property
     def device(self) -> torch.device:

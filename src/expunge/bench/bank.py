@@ -12,41 +12,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from .. import protocols
 from ..audit import audit
 from ..backbones import load
 from ..concept import Concept
 from ..door import erase
 from ..methods.esd import ESD
+from ..protocols import protocol
 from ..storage import write_json
 
-SHORT = replace(protocols.protocol("emoji-v1"), id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
-GRID = [(reuse, rollouts) for rollouts in (8,) for reuse in (1, 2, 4, 8)] + [(2, 2), (2, 4), (2, 16)]
+SHORT = replace(protocol("emoji-v1"), id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
+ROLLOUTS = 8  # while reuse varies, which the plot is about
+GRID = [(reuse, ROLLOUTS) for reuse in (1, 2, 4, 8)] + [(2, rollouts) for rollouts in (2, 4, 16)]
 
 
 def measure(concepts: Sequence[str], out: Path, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Run every cell of the grid that `out` lacks, and write each as soon as it is there."""
-    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    """Run every cell of the grid that `out` lacks for the present model, and write each as soon as it is there."""
     model = load("emoji")
-    with patch.dict(protocols.PROTOCOLS, {SHORT.id: SHORT}):
-        for concept in concepts:
-            for reuse, rollouts in GRID:
-                key = {"concept": concept, "reuse": reuse, "rollouts": rollouts}
-                if any(key.items() <= row.items() for row in rows):
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    run = Path(folder) / "run"
-                    edit = erase(model, Concept(concept), ESD(reuse=reuse, rollouts=rollouts), seed=0, out=run)
-                    scores = {s.metric: s for s in audit(run, SHORT.id, model=model)}
-                found = {m: [scores[m].value, scores[m].low, scores[m].high] for m in ("ua", "ira")}
-                rows.append(key | found | {"seconds": edit.card.seconds if edit.card else None})
-                progress(json.dumps(rows[-1]))
-                write_json(out, rows)
+    rows: list[dict[str, Any]] = json.loads(out.read_text()) if out.exists() else []
+    rows = [row for row in rows if row["base_hash"] == model.hash]
+    for concept in concepts:
+        for reuse, rollouts in GRID:
+            key = {"base_hash": model.hash, "concept": concept, "reuse": reuse, "rollouts": rollouts}
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                run = Path(folder) / "run"
+                edit = erase(model, Concept(concept), ESD(reuse=reuse, rollouts=rollouts), seed=0, out=run)
+                scores = {s.metric: s for s in audit(run, SHORT, model=model)}
+            found = {m: [scores[m].value, scores[m].low, scores[m].high] for m in ("ua", "ira")}
+            rows.append(key | found | {"seconds": edit.card.seconds if edit.card else None})
+            progress(json.dumps(rows[-1]))
+            write_json(out, rows)
     return rows
 
 
@@ -56,7 +56,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
     for concept in dict.fromkeys(r["concept"] for r in rows):
-        mine = sorted((r for r in rows if r["concept"] == concept and r["rollouts"] == 8), key=lambda r: r["reuse"])
+        mine = [r for r in rows if r["concept"] == concept and r["rollouts"] == ROLLOUTS]
+        mine.sort(key=lambda r: r["reuse"])
         reuse = [r["reuse"] for r in mine]
         for metric, style in (("ua", "o-"), ("ira", "s--")):
             value, low, high = (list(v) for v in zip(*(r[metric] for r in mine), strict=True))

@@ -8,15 +8,18 @@ say holds for raters who know what they mean, not for people.
     words       SDD on the words, objects or styles of the world, that tell the rejected pictures of the study best
     negative    no erasure: the soft token of `hfi` as the negative prompt
 
-A cell is a look, a method, a number of ratings and a share of wrong answers. A cell that has a row is not run again.
+A cell is a look, a method, a number of ratings and a share of wrong answers. A cell that has a row is not run again;
+another model, other settings or another number of pictures have rows of their own.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +88,41 @@ class Bench:
 
     Attributes:
         model: the base.
-        work: folder of the cells.
-        judge: reads objects.
+        work: folder of all benches; this one's is `home`.
         count: pictures that a cell is measured on.
         settings: of HFI, and of SDD where it has them, in place of the defaults.
     """
 
     model: Model
     work: Path
-    judge: Judge
     count: int
     settings: Mapping[str, Any]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """What reads objects."""
+        return load_judge(WEIGHTS / "judge-b.safetensors")
+
+    @property
+    def hfi(self) -> HFI:
+        """The method."""
+        return HFI(**self.settings)
+
+    @property
+    def sdd(self) -> SDD:
+        """What words are erased by."""
+        known = {f.name for f in fields(SDD)}
+        return SDD(**{k: v for k, v in self.settings.items() if k in known})
+
+    @property
+    def home(self) -> Path:
+        """Folder of the cells, and of the pictures that they share."""
+        whole = f"{self.model.hash} {self.hfi} {self.sdd} {self.count}"
+        return self.work / hashlib.sha256(whole.encode()).hexdigest()[:12]
+
+    def row(self, cell: Cell) -> Path:
+        """File of a cell's row."""
+        return self.home / f"{cell.name}.json"
 
     @property
     def world(self) -> World:
@@ -137,36 +164,33 @@ def run(
     count: int,
     settings: Mapping[str, Any],
     progress: Callable[[str, int, int], None],
-    wanted: Sequence[Cell] | None = None,
 ) -> list[Row]:
     """Run every cell that has no row, and return all rows.
 
     Args:
         looks: names of `LOOKS`.
-        work: folder of the cells.
+        work: folder of all benches.
         count: pictures that a cell is measured on.
         settings: of HFI and SDD, in place of the defaults.
         progress: called with a cell, its number and the number of cells.
-        wanted: cells in place of the looks' whole grid.
     """
-    grid = list(wanted or cells(looks))
-    todo = [c for c in grid if not (work / f"{c.name}.json").is_file()]
-    if todo:
-        bench = Bench(load("emoji"), work, load_judge(WEIGHTS / "judge-b.safetensors"), count, settings)
-        for i, cell in enumerate(todo):
-            progress(f"cells: {cell.name}", i, len(todo))
-            write_json(work / f"{cell.name}.json", measure(bench, cell))
-    return [json.loads((work / f"{c.name}.json").read_text()) for c in grid]
+    bench, grid = Bench(load("emoji"), work, count, settings), cells(looks)
+    todo = [c for c in grid if not bench.row(c).is_file()]
+    for i, cell in enumerate(todo):
+        progress(f"cells: {cell.name}", i, len(todo))
+        write_json(bench.row(cell), measure(bench, cell))
+    return [json.loads(bench.row(c).read_text()) for c in grid]
 
 
 def measure(bench: Bench, cell: Cell) -> Row:
     """Simulate the raters, erase, and measure what is left of the look, and of everything else."""
-    seen, prompts = bench.pictures(bench.model, STUDY, RATINGS, bench.work / "study-pictures")
+    seen, prompts = bench.pictures(bench.model, STUDY, RATINGS, bench.home / "study-pictures")
     look = LOOKS[cell.look].measure
     bar = float(np.quantile(look(seen).numpy(), 1 - REJECTED))
     marks = answers((look(seen) > bar).numpy(), cell)[: cell.ratings]
-    row: Row = {**asdict(cell), "bar": bar, "settings": dict(bench.settings), "raters": "simulated"}
-    base, test = bench.pictures(bench.model, TEST, bench.count, bench.work / "test-pictures")
+    row: Row = {**asdict(cell), "bar": bar, "base_hash": bench.model.hash, "settings": dict(bench.settings)}
+    row["raters"] = "simulated"
+    base, test = bench.pictures(bench.model, TEST, bench.count, bench.home / "test-pictures")
     try:
         after, more = edited(bench, cell, seen[: cell.ratings], prompts[: cell.ratings], marks)
     except (BadStudy, ConceptError) as error:  # too few ratings; without its token there is no negative prompt
@@ -190,9 +214,9 @@ def measure(bench: Bench, cell: Cell) -> Row:
 
 def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], marks: Mask) -> tuple[Tensor, Row]:
     """Return the test pictures after the cell's method, and what it says of itself."""
-    folder = bench.work / cell.name
+    folder = bench.home / cell.name
     if cell.method == "negative":
-        with readable(bench.model, str(bench.work / Cell(cell.look, "hfi").name / TOKEN)) as token:
+        with readable(bench.model, str(bench.home / Cell(cell.look, "hfi").name / TOKEN)) as token:
             after, _ = bench.pictures(Negated(bench.model, token), TEST, bench.count, None)
         return after, {"token": str(token)}
     if cell.method == "words":
@@ -200,11 +224,11 @@ def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], mar
         kinds = {s: "style" for s in bench.world.styles}
         concepts: Any = [Concept(w, kind=kinds.get(w, "object")) for w in words]  # type: ignore[arg-type]
         more: Row = {"words": words}
-        method: Any = SDD(**{k: v for k, v in bench.settings.items() if k in {f.name for f in fields(SDD)}})
+        method: Any = bench.sdd
     else:
-        study = bench.work / f"{cell.name}-study"
+        study = bench.home / f"{cell.name}-study"
         rated(study, images, prompts, marks)
-        concepts, more, method = Concept("look", images=study), {}, HFI(**bench.settings)
+        concepts, more, method = Concept("look", images=study), {}, bench.hfi
     edit: Edit = erase(bench.model, concepts, method, seed=0, out=folder, resume=True)
     if (folder / REWARD).is_file():
         (record,) = json.loads((folder / REWARD).read_text())
@@ -258,13 +282,17 @@ def best_words(shown: Sequence[tuple[str, str]], marks: Mask) -> list[str]:
 
 
 def ratio(before: Mask, after: Mask, *, fall: bool) -> dict[str, float | None]:
-    """Return after / before of two rates over the same pictures, or by how much of it the rate fell; 95 % bootstrap."""
+    """Return after / before of two rates over the same pictures, or by how much of it the rate fell; 95 % bootstrap.
+
+    As in `metrics.rates`, one success of weight Gamma(1/2) keeps a rate that fell to zero from certainty.
+    """
     if not before.any():
         return {"value": None, "low": None, "high": None}
-    w = np.random.default_rng(SEED).exponential(size=(RESAMPLES, len(before)))
-    draws = (w @ after) / np.maximum(w @ before, 1e-12)
+    rng = np.random.default_rng(SEED)
+    w, pseudo = rng.exponential(size=(RESAMPLES, len(before))), rng.gamma(0.5, size=RESAMPLES)
     value = float(after.mean() / before.mean())
-    low, high = (float(q) for q in np.quantile(draws, (0.025, 0.975)))
+    low, high = (float(q) for q in np.quantile((w @ after + pseudo) / (w @ before + pseudo), (0.025, 0.975)))
+    low, high = min(low, value), max(high, value)
     ends = (1 - value, 1 - high, 1 - low) if fall else (value, low, high)
     return dict(zip(("value", "low", "high"), ends, strict=True))
 

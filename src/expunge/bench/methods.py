@@ -1,15 +1,16 @@
 """Every method with its defaults on the bench targets: erase, audit, one table, one plot.
 
-A cell is one method on one target, a run folder under `work`; a cell that holds scores is not run again. Defaults are
-chosen on objects that are no targets (docs/dev/log.md), so the table is not tuned to itself.
+A cell is one method on one target, a run folder under `work`. A cell that holds scores of the same model and the same
+defaults is not run again, an interrupted one goes on. Defaults are chosen on objects that are no targets
+(docs/dev/log.md), so the table is not tuned to itself.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,17 +21,23 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from ..audit import audit
-from ..backbones import load
 from ..concept import Concept
 from ..door import erase
-from ..errors import ExpungeError
+from ..errors import BadRun, ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported
+from ..judges.panel import Panel, load_panel
 from ..kernel.model import Model
 from ..methods import get
 from ..metrics.rates import wilson
-from ..records import Run, Score
-from ..storage import write_atomic
-from ..zoo.emoji.world import BENCH_STYLES
+from ..protocols import protocol
+from ..records import CARD, Run, Score
+from ..storage import write_json
+from ..zoo.emoji.world import STYLES, WEIGHTS
 
+RULES = protocol("emoji-v1")
+PICTURES = 64  # drawn of the target, and to retain, for methods that learn from pictures
+REFUSED = "refused.json"
+# a method's answer to a target, and a result; anything else, such as a full disk, ends the bench
+REFUSALS = (ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported)
 RESAMPLES = 4000
 SEED = 20260101
 
@@ -50,7 +57,6 @@ class Row:
         cra: likewise.
         means: mean over targets of other metrics.
         seconds: mean time of an erasure.
-        failed: target -> what its cell ended with.
     """
 
     method: str
@@ -61,7 +67,6 @@ class Row:
     cra: Interval
     means: Mapping[str, float | None]
     seconds: float
-    failed: Mapping[str, str]
 
 
 def cells(methods: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
@@ -74,38 +79,55 @@ def folder_of(work: Path, method: str, target: str) -> Path:
     return work / method / target.replace(" ", "-")
 
 
-def finished(work: Path, method: str, target: str) -> bool:
-    """Tell whether a cell holds scores, or the reason why it cannot."""
+def defaults(method: str) -> dict[str, Any]:
+    """Return a method's settings as a card has them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(get(method)()), default=str))
+    return plain
+
+
+def finished(work: Path, method: str, target: str, base_hash: str) -> bool:
+    """Tell whether a cell holds scores, or why it has none, of this model and the method's present defaults."""
     folder = folder_of(work, method, target)
-    scores = folder / "scores.json"
-    return (folder / "refused.json").is_file() or (scores.is_file() and json.loads(scores.read_text()) != [])
+    if (folder / REFUSED).is_file():
+        made = json.loads((folder / REFUSED).read_text())
+    elif (folder / CARD).is_file() and scores_of(folder):
+        made = Run(folder).card.to_json()
+    else:
+        return False
+    return bool(made["base_hash"] == base_hash and made["settings"] == defaults(method))
 
 
-def run(
-    methods: Sequence[str], targets: Sequence[str], work: Path, protocol: str, progress: Callable[[str, int, int], None]
-) -> None:
-    """Run every cell that is not finished."""
-    todo = [c for c in cells(methods, targets) if not finished(work, *c)]
-    if not todo:
-        return
-    model = load("emoji")
+def scores_of(folder: Path) -> dict[str, Score]:
+    """Return metric -> score of a cell, nothing before its audit is whole."""
+    return {s.metric: s for s in Run(folder).scores if s.protocol == RULES.id}
+
+
+def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Callable[[str, int, int], None]) -> None:
+    """Run cells, (method, target) each."""
+    panel = load_panel(WEIGHTS, RULES.scorer, RULES.trunk, RULES.hashes) if todo else None
     for i, (method, target) in enumerate(todo):
         progress(f"cells: {method} on {target}", i, len(todo))
-        cell(model, method, target, folder_of(work, method, target), protocol)
+        cell(model, panel, method, target, folder_of(work, method, target))
+    progress("cells", len(todo), len(todo))
 
 
-def cell(model: Model, method: str, target: str, folder: Path, protocol: str) -> None:
-    """Erase one target by one method and audit it; a refusal is a result and is written down."""
-    shutil.rmtree(folder, ignore_errors=True)
-    made = get(method)()
-    concept = Concept(target, kind="style" if target in BENCH_STYLES else "object")
-    extra: dict[str, Any] = {"make_images": 64} if made.needs.images else {}
+def cell(model: Model, panel: Panel | None, method: str, target: str, folder: Path) -> None:
+    """Erase one target by one method and audit it, or go on with that; a refusal is a result and is written down."""
+    made, concept = get(method)(), Concept(target, kind="style" if target in STYLES else "object")
+
+    def attempt() -> None:
+        drawn = PICTURES if made.needs.images else 0
+        erase(model, concept, made, seed=0, out=folder, resume=True, make_images=drawn)
+        audit(folder, RULES, model=model, panel=panel)
+
     try:
-        erase(model, concept, made, seed=0, out=folder, **extra)
-        audit(folder, protocol, model=model)
-    except ExpungeError as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "refused.json", json.dumps({"error": str(error)}).encode())
+        try:
+            attempt()
+        except BadRun:
+            shutil.rmtree(folder)  # of another model, or of other defaults
+            attempt()
+    except REFUSALS as error:
+        write_json(folder / REFUSED, {"error": str(error), "base_hash": model.hash, "settings": defaults(method)})
 
 
 def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row]:
@@ -114,31 +136,35 @@ def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row
 
 
 def row(method: str, targets: Sequence[str], work: Path) -> Row | None:
-    """Summarise one method; None when nothing of it is finished."""
-    folders = {t: folder_of(work, method, t) for t in targets if finished(work, method, t)}
-    failed = {
-        t: str(json.loads((f / "refused.json").read_text())["error"])
-        for t, f in folders.items()
-        if (f / "refused.json").is_file()
-    }
-    runs = [Run.open(f) for t, f in folders.items() if t not in failed]
-    if not runs:
+    """Summarise one method; None when nothing of it was measured."""
+    folders = [folder_of(work, method, t) for t in targets]
+    measured = {f: s for f in folders if not (f / REFUSED).is_file() and (s := scores_of(f))}
+    if not measured:
         return None
-    scores = [{s.metric: s for s in r.scores} for r in runs]
+    scores = list(measured.values())
     n = sum(s["ua"].n + s["ua"].errors for s in scores)
     hits = sum(round((s["ua"].value or 0.0) * (s["ua"].n + s["ua"].errors)) for s in scores)
     low, high = wilson(hits, n) or (0.0, 1.0)
     return Row(
         method,
-        len(runs),
+        len(scores),
         (hits / n, low, high),
         min(s["ua"].value or 0.0 for s in scores),
         relative([s["ira"] for s in scores]),
         relative([s["cra"] for s in scores]),
         {m: mean(scores, m) for m in ("h", "clip_score", "fid", "degenerate_target")},
-        fmean(r.card.seconds for r in runs),
-        failed,
+        fmean(Run(f).card.seconds for f in measured),
     )
+
+
+def refusals(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[str]:
+    """Return a line for every reason that a method gave, with the targets it gave it for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for method, target in cells(methods, targets):
+        path = folder_of(work, method, target) / REFUSED
+        if path.is_file():
+            found.setdefault((method, json.loads(path.read_text())["error"]), []).append(target)
+    return [f"{method} on {', '.join(of)}: {why}" for (method, why), of in found.items()]
 
 
 def relative(scores: Sequence[Score]) -> Interval:
@@ -155,10 +181,10 @@ def mean(scores: Sequence[Mapping[str, Score]], metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-def table(found: Sequence[Row]) -> str:
-    """Return the rows as a Markdown table."""
+def table(found: Sequence[Row], refused: Sequence[str] = ()) -> str:
+    """Return the rows as a Markdown table, and what was refused after it."""
     head = "| method | targets | UA | worst UA | IRA / base | CRA / base | H | CLIP | FID | degenerate | s |"
-    return "\n".join([head, "|---" * 11 + "|", *(line(r) for r in found), *notes(found)]) + "\n"
+    return "\n".join([head, "|---" * 11 + "|", *(line(r) for r in found), *(f"\n{why}" for why in refused)]) + "\n"
 
 
 def line(r: Row) -> str:
@@ -170,13 +196,6 @@ def line(r: Row) -> str:
     means = ["-" if v is None else f"{v:.3f}" for v in r.means.values()]
     cells = [r.method, str(r.n), interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
     return "| " + " | ".join([*cells, f"{r.seconds:.1f}"]) + " |"
-
-
-def notes(found: Sequence[Row]) -> Iterator[str]:
-    """Yield what cells refused, after the table."""
-    for r in found:
-        for target, why in r.failed.items():
-            yield f"\n{r.method} on {target}: {why}"
 
 
 def plot(found: Sequence[Row], path: Path) -> None:

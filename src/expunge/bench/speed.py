@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from ..backbones import load
 from ..concept import Concept
 from ..door import erase
+from ..errors import Unsupported
 from ..kernel.model import Model
 from ..methods import get
 from ..storage import write_json
@@ -104,12 +105,19 @@ def cell(name: str, kind: str, method: str, updates: int) -> dict[str, float]:
 
 
 def measure(model: str, updates: int, out: Path, progress: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Measure every cell in a process of its own and write the cells, with their ratios, to `out`."""
+    """Measure every cell in a process of its own and write the cells, with their ratios, to `out`.
+
+    Raises:
+        Unsupported: a cell ended with an error.
+    """
     rows: dict[str, dict[str, float]] = {}
     for method in METHODS:
         for kind in KINDS:
             command = [sys.executable, "-m", __spec__.name, model, kind, method, str(updates)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603
+            done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+            if done.returncode:
+                why = done.stderr.strip().rpartition("\n")[2]
+                raise Unsupported(f"the cell {method} {kind} of the speed benchmark failed on {model!r}: {why}")
             rows[f"{method} {kind}"] = json.loads(done.stdout.strip().split("\n")[-1])
             progress(f"{method} {kind}: {rows[f'{method} {kind}']}")
     for method in METHODS:

@@ -17,14 +17,14 @@ import torch
 from ..backbones import load
 from ..concept import Concept
 from ..door import erase
-from ..errors import SettingError, Unsupported
+from ..errors import SettingError
 from ..judges.classifier import load_judge
 from ..kernel.model import Model
 from ..methods.uce import UCE
 from ..metrics.rates import wilson
 from ..protocols import protocol, shuffled
 from ..storage import write_json
-from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS
+from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS, world
 
 RULES = protocol("emoji-v1")
 SPARED = 8  # objects left to retain
@@ -52,23 +52,20 @@ def measure(counts: Sequence[int], out: Path, progress: Callable[[str], None]) -
     Raises:
         SettingError: more concepts than the world can spare.
     """
-    model = load("emoji")
-    if model.world is None:
-        raise Unsupported("the model 'emoji' was loaded without its world: nothing says what it can draw")
-    order = [o for o in shuffled(model.world.objects) if o not in BENCH_TARGETS]
+    objects = world().objects
+    order = [o for o in shuffled(objects) if o not in BENCH_TARGETS]
     if max(counts) > len(order) - SPARED:
         raise SettingError(f"--counts {max(counts)}: the shipped world can lose at most {len(order) - SPARED} objects.")
-    rows = []
+    model, rows = load("emoji"), []
     for n in counts:
-        erased, kept = order[:n], [o for o in model.world.objects if o not in order[:n]]
+        erased, kept = order[:n], [o for o in objects if o not in order[:n]]
         start = time.perf_counter()
         edit = erase(model, [Concept(o) for o in erased], UCE(), seed=0)
         row: dict[str, Any] = {"n": n, "seconds": time.perf_counter() - start}
-        for label, objects, count in (("erased", erased, 96), ("retained", kept, 160)):
-            base, names = pictures(model, objects, count)
-            row[f"{label}_base"] = recognised(base, names)
+        for label, asked, count in (("erased", erased, 96), ("retained", kept, 160)):
+            row[f"{label}_base"] = recognised(*pictures(model, asked, count))
             with edit.on(model):
-                row[label] = recognised(*pictures(model, objects, count))
+                row[label] = recognised(*pictures(model, asked, count))
         rows.append(row)
         progress(json.dumps(row))
         write_json(out, rows)

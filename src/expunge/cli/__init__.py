@@ -80,6 +80,6 @@ def main(arguments: list[str] | None = None) -> int:
             return EXPECTED_ERROR
         except SystemExit as end:
             if end.code == INTERRUPTED:
-                typer.echo("interrupted; an erasure goes on with the same command and --resume", err=True)
+                typer.echo("interrupted; commands that have --resume go on with it where they were", err=True)
             return int(end.code or 0)
     return 0

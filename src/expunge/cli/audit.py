@@ -8,36 +8,37 @@ from typing import Annotated
 
 import typer
 
-from .options import PROTOCOL, AsJson, Device, resolve
+from .options import AsJson, Device, resolve
 
 GATE_FAILED = 3
 
 
 def audit(
     *,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an erasure.")],
-    protocol: Annotated[str, typer.Option(help="One of `expunge protocols`.")] = PROTOCOL,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an erasure, or of a distillation.")],
+    protocol: Annotated[str, typer.Option(help="One of `expunge protocols`; default: that of the model's world.")] = "",
     gate: Annotated[str, typer.Option(help="Rules such as ua>=0.95,ira>=0.95; exit code 3 when one fails.")] = "",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Measure what a run erased and what it damaged, against the untouched model, on the same seeds."""
+    """Measure what a run erased and what it damaged, against the untouched model, on the same prompts and seeds."""
     from ..gate import parse
     from ..records import Run
 
     rules = parse(gate) if gate else ()
     opened = Run.open(run)
     opened.edit_path  # noqa: B018 (raises before any long work when the run holds no edit)
+    target = resolve(device)
     from .. import terminal
     from ..audit import audit as prove
 
     with terminal.bars() as tick:
-        scores = prove(run, protocol, device=resolve(device), progress=tick)
+        scores = prove(run, protocol or None, device=target, progress=tick)
     if as_json:
         typer.echo(json.dumps([s.to_json() for s in scores], indent=1))
     else:
         typer.echo("\n".join(terminal.table(scores)))
-        terminal.say(terminal.verdict(opened.card.concept["name"], scores))
+        terminal.say(terminal.verdict(opened.card, scores))
     if failures := [why for rule in rules if (why := rule.failure(scores))]:
         for why in failures:
             typer.echo(f"gate: {why}", err=True)

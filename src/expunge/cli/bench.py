@@ -1,4 +1,4 @@
-"""Commands `bench methods`, `bench uce`, `bench speed`, `bench bank`: the measurements behind docs/bench.md."""
+"""Commands `bench NAME`: the measurements behind docs/bench.md."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Annotated
 import typer
 
 from ..errors import SettingError, nearest
-from .options import PROTOCOL, Settings
+from .options import Device, Settings, resolve
 
-app = typer.Typer(help="Measure the methods on the shipped world; every command resumes.", no_args_is_help=True)
+app = typer.Typer(
+    help="Measure the methods on the shipped world; what is measured already is not measured again by methods, bank "
+    "and hfi.",
+    no_args_is_help=True,
+)
 
 Results = Annotated[Path, typer.Option(help="JSON file of the results.")]
 
@@ -24,34 +28,40 @@ def _words(text: str) -> list[str]:
 def methods(
     *,
     only: Annotated[str, typer.Option("--methods", help="Names separated by commas; default: all.")] = "",
-    targets: Annotated[str, typer.Option(help="Objects and styles; default: 8 bench targets and both styles.")] = "",
+    targets: Annotated[
+        str,
+        typer.Option(help="Objects and styles, separated by commas, or a number of bench targets, and two styles."),
+    ] = "8",
     work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs"),
     table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
     plot: Annotated[Path | None, typer.Option(help="SVG to write: erasure against retention.")] = None,
-    protocol: Annotated[str, typer.Option(help="One of `expunge protocols`.")] = PROTOCOL,
+    device: Device = "auto",
 ) -> None:
-    """Every method with its defaults on the bench targets: one table, one plot."""
+    """Every method with its defaults on the bench targets: one table, one plot. Interrupted, it goes on."""
     from ..methods import METHODS
-    from ..protocols import protocol as find
-    from ..zoo.emoji.world import BENCH_STYLES, BENCH_TARGETS, drawn
+    from ..zoo.emoji.world import BENCH_STYLES, BENCH_TARGETS, STYLES, drawn
 
-    find(protocol)
-    chosen, asked = _words(only) or list(METHODS), _words(targets) or [*BENCH_TARGETS[:8], *BENCH_STYLES]
-    for names, allowed in ((chosen, tuple(METHODS)), (asked, (*drawn(), *BENCH_STYLES))):
+    chosen, asked = _words(only) or list(METHODS), _words(targets)
+    if targets.isdecimal():
+        asked = [*BENCH_TARGETS[: int(targets)], *BENCH_STYLES]
+    for names, allowed in ((chosen, tuple(METHODS)), (asked, (*drawn(), *STYLES))):
         if unknown := [n for n in names if n not in allowed]:
             raise SettingError(f"{unknown[0]!r} is not known here.{nearest(unknown[0], allowed)}")
+    target = resolve(device)
     from .. import terminal
+    from ..backbones import load
     from ..bench import methods as grid
     from ..storage import write_atomic
 
-    todo = [c for c in grid.cells(chosen, asked) if not grid.finished(work, *c)]
+    model = load("emoji", device=target)
+    todo = [c for c in grid.cells(chosen, asked) if not grid.finished(work, *c, model.hash)]
     terminal.say(f"Plan: {len(todo)} cells of a method and a target, a few minutes each; finished ones are kept.")
     with terminal.bars() as tick:
-        grid.run(chosen, asked, work, protocol, tick)
-    found = grid.rows(chosen, asked, work)
-    typer.echo(grid.table(found))
+        grid.run(model, todo, work, tick)
+    found, refused = grid.rows(chosen, asked, work), grid.refusals(chosen, asked, work)
+    typer.echo(grid.table(found, refused))
     if table:
-        write_atomic(table, grid.table(found).encode())
+        write_atomic(table, grid.table(found, refused).encode())
     if plot:
         grid.plot(found, plot)
 
@@ -65,19 +75,20 @@ def uce(
     """UCE on many concepts at once: seconds, erasure, retention."""
     from ..bench.uce import measure
 
-    if bad := [c for c in _words(counts) if not c.isdecimal() or c == "0"]:
+    found = _words(counts)
+    if bad := [c for c in found or [counts] if not c.isdecimal() or int(c) == 0]:
         raise SettingError(f"--counts has {bad[0]!r}. Give whole numbers from 1, such as 1,10,50,100.")
-    measure([int(c) for c in _words(counts)], out, typer.echo)
+    measure([int(c) for c in found], out, typer.echo)
 
 
 @app.command()
 def speed(
     *,
     model: Annotated[str, typer.Option(help="Name or folder of a model.")] = "emoji",
-    updates: Annotated[int, typer.Option(min=1, help="Updates a cell.")] = 40,
+    updates: Annotated[int, typer.Option(min=1, help="Updates that each loop is timed over.")] = 40,
     out: Results = Path("bench-runs/speed.json"),
 ) -> None:
-    """Time and memory a sample of ESD and SDD against a plain loop."""
+    """Time a sample and memory of ESD and SDD, against a plain loop."""
     from ..bench.speed import measure
 
     typer.echo(json.dumps(measure(model, updates, out, typer.echo), indent=1))
@@ -86,7 +97,9 @@ def speed(
 @app.command()
 def bank(
     *,
-    concepts: Annotated[str, typer.Option(help="Objects outside the bench targets.")] = "rhinoceros,tractor",
+    concepts: Annotated[
+        str, typer.Option(help="Objects outside the bench targets, separated by commas.")
+    ] = "rhinoceros,tractor",
     out: Results = Path("bench-runs/bank.json"),
     plot: Annotated[Path | None, typer.Option(help="SVG to write.")] = None,
 ) -> None:
@@ -97,6 +110,30 @@ def bank(
     rows = measure(_words(concepts), out, typer.echo)
     if plot:
         draw(rows, plot)
+
+
+@app.command()
+def multistep(
+    *,
+    targets: Annotated[str, typer.Option(help="Objects and styles, separated by commas.")] = "rhinoceros,tractor",
+    settings: Settings = None,
+    work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs"),
+    table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    device: Device = "auto",
+) -> None:
+    """An experiment: score forgetting that leaves a model sampled in steps."""
+    target = resolve(device)
+    from .. import flags, terminal
+    from ..backbones import load
+    from ..bench import multistep as experiment
+    from ..storage import write_atomic
+
+    method = flags.build(experiment.MultiStep, flags.parse(settings or ()))
+    with terminal.bars() as tick:
+        found = experiment.run(load("emoji", device=target), _words(targets), work, method, tick)
+    typer.echo(found)
+    if table:
+        write_atomic(table, found.encode())
 
 
 @app.command()

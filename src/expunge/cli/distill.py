@@ -62,7 +62,7 @@ def distill(
     if edit.card:
         terminal.say(f"Distilled {model} in {edit.card.steps} updates, {terminal.clock(edit.card.seconds)}.")
     typer.echo(f"Run: {out}")
-    terminal.say(f'Next: expunge generate {out} --prompt "..." --out pictures, or expunge erase {out} --method sfd')
+    terminal.say(f"Next: expunge generate {out} --prompt ... --out pictures")
 
 
 def watched(tick: Tick) -> Callable[[Step], None]:

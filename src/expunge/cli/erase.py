@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,10 +10,10 @@ import typer
 
 from .. import complete
 from ..errors import ConceptError, SettingError, nearest
-from .options import PROTOCOL, Config, Device, MethodName, ModelName, Pickle, Resume, Seed, Settings, resolve
+from .options import Config, Device, MethodName, ModelName, Pickle, Resume, Seed, Settings, resolve
 
 if TYPE_CHECKING:
-    from ..concept import Concept
+    from ..concept import Concept, World
     from ..edits import Edit
 
 
@@ -29,13 +30,24 @@ def erase(
         typer.Option(help="What to retain; repeatable, or separated by commas.", autocompletion=complete.concepts),
     ] = None,
     kind: Annotated[str, typer.Option(help="object, style, person or class; default: as the model knows it.")] = "",
-    method: MethodName = "",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            "-m",
+            help=f"One of `expunge methods`; default: the recipe's, else {complete.DEFAULT}.",
+            autocompletion=complete.method_names,
+        ),
+    ] = "",
     settings: Settings = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML file of method and settings; --set wins.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of pictures of the concept.")] = None,
     keep_images: Annotated[Path | None, typer.Option(help="Folder of pictures to retain.")] = None,
     make_images: Annotated[
-        int, typer.Option(min=0, help="Pictures to draw from the model, for methods that learn from pictures.")
+        int,
+        typer.Option(
+            min=0, help="Pictures to draw of each concept, and as many to retain, for methods that learn from pictures."
+        ),
     ] = 0,
     embedding: Annotated[Path | None, typer.Option(help="Token embedding of the concept (.safetensors).")] = None,
     config: Config = None,
@@ -57,9 +69,7 @@ def erase(
     if edit.card:
         terminal.say(terminal.outcome(edit.card))
     typer.echo(f"Run: {out}")
-    # a protocol judges the shipped world only; of any other model people look at pictures
-    look = f'expunge generate {model} --edit {out} --prompt "{concept[0]}" --out pictures'
-    terminal.say(f"Next: {f'expunge audit {out}' if _known_world(model) else look}")
+    terminal.say(f"Next: {shlex.join(_next(model, concept, out))}")
 
 
 def demo(
@@ -80,14 +90,12 @@ def demo(
     from ..storage import write_atomic
 
     terminal.say("Plan: erase, then audit against the untouched model, then report; about 3 minutes on two cores.")
-    edit = _erase(
-        "emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume
-    )
+    _erase("emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume)
     with terminal.bars() as tick:
-        scores = prove(out, PROTOCOL, device=resolve(device), progress=tick)
-    page = out / "report.html"
-    write_atomic(page, write([Run.open(out)]).encode())
-    terminal.say(terminal.verdict(edit.card.concept["name"] if edit.card else concept, scores))
+        scores = prove(out, device=resolve(device), progress=tick)
+    run, page = Run.open(out), out / "report.html"
+    write_atomic(page, write([run]).encode())
+    terminal.say(terminal.verdict(run.card, scores))
     typer.echo(f"Report: {page}")
 
 
@@ -134,15 +142,40 @@ def _erase(
         )  # fmt: skip
 
 
-def _known_world(model: str) -> Any:
-    """Return the shipped world without loading its weights: a wrong concept is told in a moment, not after seconds."""
-    from ..zoo.emoji import world
+def _next(model: str, concepts: list[str], out: Path) -> list[str]:
+    """Return the command that shows what an erasure did: an audit where a protocol can ask for the concepts by name."""
+    from ..feedback.verdict import FORM, rejected
 
+    world = _known_world(model)
+    if world and all(world.canonical(c) for c in concepts):
+        return ["expunge", "audit", str(out)]
+    look = ["expunge", "generate", model, "--edit", str(out), "--out", "pictures", "--prompt"]
+    if studies := [c for c in concepts if c.startswith(FORM)]:
+        prompts = [prompt for _, prompt in rejected(Path(studies[0].removeprefix(FORM))) if prompt]
+        return [*look, *(prompts or ["..."])[:1]]
+    # a label of pictures or of a token, which the world's model cannot draw
+    return [*look, "..." if world else concepts[0]]
+
+
+def _known_world(model: str) -> World | None:
+    """Return what a shipped model draws without loading its weights: a wrong concept is told in a moment."""
+    from ..concept import World
+    from ..records import CARD, Run
+    from ..zoo.emoji import world as emoji
+    from ..zoo.fashion import world as fashion
+
+    if (Path(model) / CARD).is_file():
+        # a one-step generator draws what the model that it was made of draws
+        return _known_world(Run.open(model).card.model)
     # without the shipped weights `load` says so, which is the better message
-    return world.world() if model == "emoji" and (world.WEIGHTS / "model_index.json").is_file() else None
+    if model == "emoji" and (emoji.WEIGHTS / "model_index.json").is_file():
+        return emoji.world()
+    if model == "fashion" and (fashion.WEIGHTS / "model_index.json").is_file():
+        return World("fashion", fashion.FASHION.classes, (), {}, ("{c}",), (), labels=True)
+    return None
 
 
-def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) -> list[Concept]:
+def _concepts(names: list[str], kind: str, details: dict[str, Any], world: World | None) -> list[Concept]:
     from ..concept import Concept
     from ..feedback.verdict import FORM
     from ..feedback.verdict import concept as rated
@@ -153,8 +186,9 @@ def _concepts(names: list[str], kind: str, details: dict[str, Any], world: Any) 
             f"{' and '.join(given)} show one concept, and {len(names)} are given: {', '.join(names)}. Give one "
             f"--concept with {given[0]}, and erase the others in runs of their own, or from Python."
         )
+    usual = "class" if world and world.labels else "object"
     styles = [n for n in names if world and world.canonical(n) in world.styles]
-    kinds: list[Any] = [kind or ("style" if n in styles else "object") for n in names]
+    kinds: list[Any] = [kind or ("style" if n in styles else usual) for n in names]
     found = [
         rated(n, kind=k, **details) if n.startswith(FORM) else Concept(n, kind=k, **details)
         for n, k in zip(names, kinds, strict=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import SettingError
+from ..errors import SettingError, nearest
 from .options import AsJson
 
 if TYPE_CHECKING:
@@ -55,14 +56,14 @@ def _agreement(study: Study, answers: Table) -> dict[str, Any]:
     from ..feedback import agreement
 
     progress, ratings = study.progress(), study.ratings()
-    times = sorted(r.milliseconds for r in ratings if r.milliseconds)
+    times = [r.milliseconds for r in ratings if r.milliseconds]
     return {
         "ask": study.ask,
         "pairs": study.pairs,
         "items": progress.items,
         "answered": progress.answered,
         "answers": {a: sum(r.answer == a for r in ratings) for a in study.answers},
-        "median_milliseconds": times[len(times) // 2] if times else None,
+        "median_milliseconds": median(times) if times else None,
         "krippendorff": asdict(agreement.krippendorff(answers)),
         "fleiss": asdict(agreement.fleiss(answers)),
         "cohen": {f"{a} and {b}": asdict(e) for (a, b), e in agreement.pairwise(answers, study.raters()).items()},
@@ -78,12 +79,17 @@ def _judged(study: Study, name: str) -> dict[int, float]:
     from ..judges.classifier import load_judge
     from ..zoo.emoji.world import WEIGHTS
 
-    drawn = [p.id for p in study.pictures() if p.drawn]
+    judge = load_judge(WEIGHTS / "judge-b.safetensors")
+    known = (*judge.objects, *judge.styles)
+    if name not in known:
+        raise SettingError(f"the shipped judge reads no {name!r}, only what `emoji` draws.{nearest(name, known)}")
+    if not (drawn := [p.id for p in study.pictures() if p.drawn]):
+        raise SettingError(f"{study.folder} has no pictures yet. Draw them: `expunge rate MODEL --out {study.folder}`.")
     arrays = [np.asarray(Image.open(study.path(i)).convert("RGB"), dtype=np.float32) / 255 for i in drawn]
     if sizes := {a.shape[:2] for a in arrays} - {(64, 64)}:
         raise SettingError(f"the shipped judge reads pictures of 64x64 pixels, not {sizes.pop()}. Give --scores.")
     images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
-    return dict(zip(drawn, load_judge(WEIGHTS / "judge-b.safetensors").probability(images, name).tolist(), strict=True))
+    return dict(zip(drawn, judge.probability(images, name).tolist(), strict=True))
 
 
 def _detector(answers: Table, marks: dict[int, float], threshold: float) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def protocols(as_json: AsJson = False) -> None:
 
 
 def cite(
-    method: Annotated[str, typer.Argument(help="A method's name.", autocompletion=complete.method_names)],
+    method: Annotated[str, typer.Argument(help="A method's name, or age, sara.", autocompletion=complete.method_names)],
 ) -> None:
-    """Print the BibTeX entry of a method's paper."""
-    from ..methods import get
+    """Print the BibTeX entry of a method's paper, or of a paper that methods implement by a setting (age, sara)."""
+    from ..methods import paper
 
-    typer.echo(get(method).paper.bibtex())
+    typer.echo(paper(method).bibtex())
 
 
 def doctor(as_json: AsJson = False) -> None:

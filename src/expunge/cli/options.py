@@ -11,13 +11,13 @@ from .. import complete
 from ..errors import SettingError, nearest
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-PROTOCOL = "emoji-v1"
 
 ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="emoji (shipped), a diffusers folder, a hub id, or a .safetensors checkpoint.",
+        help="One of `expunge models`, a diffusers folder, a hub id, a .safetensors checkpoint, or the run of a "
+        "one-step generator.",
         autocompletion=complete.models,
     ),
 ]
@@ -48,8 +48,8 @@ def resolve(wanted: str) -> str:
         return wanted
     import torch
 
-    known = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    here = [name for name, is_here in known.items() if is_here]
+    fastest_first = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [name for name, is_here in fastest_first.items() if is_here]
     if wanted not in ("auto", *here):
         raise SettingError(f"there is no {wanted} device here. Devices here: {', '.join(here)}.")
     return here[0] if wanted == "auto" else wanted

@@ -33,12 +33,13 @@ def sae(
 ) -> None:
     """Train sparse autoencoders of a model's text encoders, which some methods need."""
     from .. import flags, terminal
+    from ..prompts import read
     from ..sae import Training, need_free, train
 
     built = flags.build(Training, flags.parse(settings or ()))
     if not resume:
         need_free(out)
-    lines = _lines(prompts)
+    lines = read(prompts) if prompts else ()
     target = resolve(device)
     from ..backbones import load
 
@@ -58,25 +59,6 @@ def sae(
         )
     typer.echo(f"File: {out}")
     terminal.say(f"Next: expunge erase {model} --concept NAME --method itd --set sae={out} --out RUN")
-
-
-def _lines(prompts: Path | None) -> tuple[str, ...]:
-    """Read a file of prompts; nothing for None.
-
-    Raises:
-        NeedsError: it cannot be read, or holds none.
-    """
-    if prompts is None:
-        return ()
-    try:
-        found = tuple(line.strip() for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise NeedsError(
-            f"the prompts {prompts} cannot be read: {error}. Give a text file, one prompt a line."
-        ) from error
-    if not found:
-        raise NeedsError(f"the file {prompts} holds no prompt. Give one a line.")
-    return found
 
 
 def _known(model: Model) -> tuple[str, ...]:

@@ -79,4 +79,7 @@ def load_edit(path: Path | str) -> Edit:
     tensors, kind, card = read(path / "edit.safetensors" if path.is_dir() else path)
     if kind not in KINDS:
         raise BadEdit(f"{path} holds an edit of kind {kind!r}; this version reads {', '.join(KINDS)}. Update expunge.")
-    return KINDS[kind].from_tensors(tensors, card)
+    try:
+        return KINDS[kind].from_tensors(tensors, card)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise BadEdit(f"{path} lacks a part of an edit of kind {kind!r} ({error}). Erase again.") from error

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import BadEdit
+from ..errors import BadEdit, BadRun
 from ..kernel.model import Model
 from ..records import Card
 from ..storage import write_atomic
@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], str, Card | None]:
     """Return (tensors, kind, card) of an edit file.
 
     Raises:
-        BadEdit: missing, cut off, or not an edit of ours.
+        BadEdit: missing, cut off, not an edit of ours, or with a card that this version does not know.
     """
     if not path.is_file():
         raise BadEdit(f"no edit at {path}. Make one with `expunge erase`.")
@@ -66,5 +66,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], str, Card | None]:
         raise BadEdit(f"{path} is not a whole safetensors file ({error}). Copy it again or erase again.") from error
     if metadata.get("format") != FORMAT:
         raise BadEdit(f"{path} is not an edit of expunge (format {metadata.get('format')!r}, expected {FORMAT!r})")
-    card = Card.from_json(json.loads(metadata["card"])) if "card" in metadata else None
-    return tensors, metadata["kind"], card
+    try:
+        card = Card.from_json(json.loads(metadata["card"])) if "card" in metadata else None
+    except (ValueError, TypeError, BadRun) as error:
+        told = str(error).rstrip(".")
+        raise BadEdit(f"the card of the edit {path} cannot be read: {told}. Update expunge, or erase again.") from error
+    return tensors, metadata.get("kind", ""), card

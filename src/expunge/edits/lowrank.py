@@ -56,9 +56,11 @@ class LowRankEdit:
         """
         check_base(self.card, model)
         live = parameters(model)
-        unknown = [k for k in self.factors if k not in live]
+        unknown = [k for k, (d, u) in self.factors.items() if k not in live or live[k].shape != (len(u), *d.shape[1:])]
         if unknown:
-            raise BadEdit(f"the edit has {len(unknown)} matrices that this model lacks, first {unknown[0]!r}")
+            raise BadEdit(
+                f"the edit has {len(unknown)} matrices that this model lacks or shapes otherwise, first {unknown[0]!r}"
+            )
         before = {k: live[k].detach().clone() for k in self.factors}
         after = {k: before[k] + product(*self.factors[k]).to(before[k]) for k in self.factors}
         with overwritten(live, after, before):

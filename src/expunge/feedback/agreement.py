@@ -65,11 +65,11 @@ class Detection:
 
 
 def table(ratings: Iterable[Rating]) -> dict[int, dict[str, str]]:
-    """Return who answered what, by item."""
+    """Return who answered what, by item, in the order of items: intervals shall not depend on who was first."""
     found: dict[int, dict[str, str]] = {}
     for r in ratings:
         found.setdefault(r.item, {})[r.rater] = r.answer
-    return found
+    return dict(sorted(found.items()))
 
 
 def cohen(answers: Table, one: str, two: str) -> Estimate:
@@ -101,8 +101,13 @@ def fleiss(answers: Table) -> Estimate:
     return _estimate(kappa, rows)
 
 
-def krippendorff(answers: Table) -> Estimate:
-    """Return Krippendorff's nominal alpha over the items with two answers or more."""
+def krippendorff(answers: Table, *, interval: bool = True) -> Estimate:
+    """Return Krippendorff's nominal alpha over the items with two answers or more.
+
+    Args:
+        answers: who answered what.
+        interval: whether to estimate one, which takes far longer than the value.
+    """
     rows = [list(row.values()) for row in answers.values() if len(row) > 1]
     counts = _counts(rows, rows)
     m = counts.sum(1)
@@ -114,7 +119,7 @@ def krippendorff(answers: Table) -> Estimate:
         n = totals.sum(1)
         return 1 - _ratio((n - 1) * (w @ unlike), n**2 - (totals**2).sum(1))
 
-    return _estimate(alpha, rows)
+    return _estimate(alpha, rows, interval)
 
 
 def pairwise(answers: Table, raters: Sequence[str]) -> dict[tuple[str, str], Estimate]:
@@ -155,7 +160,7 @@ def _ratio(top: Array, bottom: Array) -> Array:
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 1e-12)
 
 
-def _estimate(statistic: Callable[[Array], Array], rows: Sequence[Sequence[str]]) -> Estimate:
+def _estimate(statistic: Callable[[Array], Array], rows: Sequence[Sequence[str]], interval: bool = True) -> Estimate:
     """Evaluate a statistic of item weights (resamples, items) on the items as they are and on resampled ones."""
     n = len(rows)
     if n == 0:
@@ -163,7 +168,7 @@ def _estimate(statistic: Callable[[Array], Array], rows: Sequence[Sequence[str]]
     value = float(statistic(np.ones((1, n)))[0])
     if np.isnan(value):
         return Estimate(None, None, None, n)
-    if all(len(set(row)) == 1 for row in rows):
+    if not interval or all(len(set(row)) == 1 for row in rows):
         return Estimate(value, None, None, n)
     weights = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
     low, high = (float(q) for q in np.nanquantile(statistic(weights), (0.025, 0.975)))

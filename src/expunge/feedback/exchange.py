@@ -102,7 +102,7 @@ def rows(path: Path) -> Iterator[Row]:
             found = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")))
         else:
             # not splitlines: a prompt may hold one of the rarer line ends, which JSON leaves as they are
-            found = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+            found = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, ValueError, csv.Error) as error:
         raise BadStudy(f"{path} cannot be read: {error}.") from error
     for number, row in enumerate(found, 1):
@@ -166,7 +166,10 @@ def scores(study: Study, path: Path) -> dict[int, float]:
     lookup = _Lookup(study)
     found: dict[int, float] = {}
     for number, row in enumerate(rows(path), 1):
-        picture = lookup.picture(row)
+        try:
+            picture = lookup.picture(row)
+        except BadStudy as error:
+            raise BadStudy(f"{path}, row {number}: {error}") from error
         try:
             score = float(row["score"])
         except (KeyError, TypeError, ValueError):
@@ -179,7 +182,7 @@ def scores(study: Study, path: Path) -> dict[int, float]:
 
 
 def _value(name: str, value: Any) -> Any:
-    if value in (None, "") and name != "prompt":
+    if value in (None, ""):
         return None
     if name not in NUMBERS:
         return value

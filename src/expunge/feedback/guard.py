@@ -14,11 +14,11 @@ import hashlib
 import hmac
 from collections.abc import Collection
 from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from markupsafe import escape
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,7 +86,7 @@ class Guard:
         """Return the answer that sets the cookie, None for a request that may go on."""
         headers, safe = Headers(scope=scope), scope["method"] in SAFE
         host = headers.get("host", "")
-        if self.hosts and urlsplit(f"//{host}").hostname not in self.hosts:
+        if self.hosts and _name(host) not in self.hosts:
             raise Refused(HTTPStatus.MISDIRECTED_REQUEST, "This server is not known by that name.")
         if not safe and headers.get("origin") != f"{scope['scheme']}://{host}":
             raise Refused(HTTPStatus.FORBIDDEN, "A rating must come from the study's own page.")
@@ -103,11 +103,16 @@ class Guard:
         return hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self.token.encode())
 
     def _kept(self, headers: Headers) -> str:
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return ""
-        return found.value if found else ""
+        # not SimpleCookie: it gives up at a cookie of another server on this machine that it finds malformed
+        return cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
+
+
+def _name(host: str) -> str | None:
+    """Return the name in a Host header, without the port; None for what is none."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _hardened(send: Send) -> Send:
@@ -127,7 +132,7 @@ async def _body(headers: Headers, receive: Receive) -> Receive:
     """Read a whole body, and return a `receive` that gives it again.
 
     Raises:
-        Refused: it is too large, or too slow.
+        Refused: it is too large, too slow, or cut off.
     """
     size = headers.get("content-length", "0")
     # what is not a number the server below has refused already
@@ -138,6 +143,8 @@ async def _body(headers: Headers, receive: Receive) -> Receive:
         async with asyncio.timeout(BODY_SECONDS):
             while more:
                 message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refused(HTTPStatus.BAD_REQUEST, "The request ended too soon.")
                 chunks.append(message.get("body", b""))
                 total += len(chunks[-1])
                 more = message.get("more_body", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,6 +16,7 @@ from ..errors import BadStudy
 from .study import Study
 
 SHEET = "sheet.png"  # the overview that `expunge generate` leaves beside its pictures
+_SEED = re.compile(r"[0-9]{1,18}")  # numbers that a study can hold
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def _about(path: Path) -> tuple[str, int | None]:
         with Image.open(path, formats=("PNG",)) as image:
             image.load()
             text = {k: str(v) for k, v in image.info.items() if k in ("prompt", "seed")}
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadStudy(f"{path} is no PNG picture that can be read: {error}. Take it out, or make it again.") from error
     seed = text.get("seed", "")
-    return text.get("prompt", ""), int(seed) if seed.isdecimal() else None
+    return text.get("prompt", ""), int(seed) if _SEED.fullmatch(seed) else None

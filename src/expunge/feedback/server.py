@@ -20,6 +20,7 @@ import socket
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -91,7 +92,7 @@ def application(study: Study, token: str, hosts: tuple[str, ...] = LOOPBACK) -> 
 def _pages(app: FastAPI, study: Study) -> None:
     @app.get("/")
     def start() -> HTMLResponse:
-        progress, agreement = study.progress(), krippendorff(table(study.ratings()))
+        progress, agreement = study.progress(), krippendorff(table(study.ratings()), interval=False)
         page = _PAGES.get_template("start.html.j2")
         return HTMLResponse(
             page.render(study=study, progress=progress, agreement=agreement, stopped=study.noted(STOPPED))
@@ -173,11 +174,13 @@ def _view(study: Study, rater: str, item: Item) -> dict[str, Any]:
         if study.swapped(rater, item.id):
             pictures.reverse()
             choices = [*choices[1::-1], UNSURE]
-    return {"item": item.id, "pictures": [f"/pictures/{p}" for p in pictures], "choices": choices}
+    # browsers keep pictures, and another study may have been at this address before
+    mark = quote(study.created, safe="")
+    return {"item": item.id, "pictures": [f"/pictures/{p}?{mark}" for p in pictures], "choices": choices}
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    """Tell what is wrong, without repeating what was sent."""
+    """Tell what is wrong; of a body that is not understood, nothing is repeated."""
     status, why = HTTPStatus.UNPROCESSABLE_ENTITY, "This request is not of the form that is wanted."
     if isinstance(error, HTTPException):
         status, why = HTTPStatus(error.status_code), error.detail
@@ -189,15 +192,22 @@ def _failed(request: Request, error: Exception) -> Response:
 
 
 def secret(folder: Path) -> str:
-    """Return a study's token, which outlives the server so that pages stay open over a restart; made if missing."""
+    """Return a study's token, which outlives the server so that pages stay open over a restart; made if missing.
+
+    Raises:
+        BadStudy: the file of the token is empty, which would let everybody in.
+    """
     path = folder / TOKEN
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        return path.read_text().strip()
+        if found := path.read_text().strip():
+            return found
+        raise BadStudy(f"{path} is empty: no token would protect the page. Delete it, and a new one is made.") from None
+    token = secrets.token_urlsafe(24)
     with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_urlsafe(24))
-    return path.read_text()
+        file.write(token)
+    return token
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -208,7 +218,9 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        # "::" is printed as this machine's own address, which may be one of IPv4
+        both = host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server((host, port), family=family, dualstack_ipv6=both)
     except (OSError, OverflowError) as error:
         raise SettingError(
             f"cannot listen at {host} port {port}: {error}. Give another --port (0 for a free one), or another --host."

@@ -14,6 +14,7 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,6 +63,7 @@ class Study:
         wanted: raters who shall rate everything.
         seed: decides every rater's order.
         source: where the pictures come from: "model" and how it samples, or "folder".
+        created: when it was made, ISO 8601, UTC.
     """
 
     def __init__(self, folder: Path, db: Database, about: Mapping[str, Any]) -> None:
@@ -73,6 +75,7 @@ class Study:
         self.wanted: int = about["wanted"]
         self.seed: int = about["seed"]
         self.source: dict[str, Any] = about["source"]
+        self.created: str = about["created"]
 
     @classmethod
     def create(
@@ -97,7 +100,7 @@ class Study:
             concept: a label of what is looked for.
             ask: the question raters read; by default made from the concept.
             pairs: let raters pick the worse of two pictures instead of marking one.
-            blur: blur pictures until a rater hovers over them, touches or focuses them.
+            blur: blur pictures until a rater hovers over them, touches them or asks for them by key.
             wanted: raters who shall rate everything; more may come.
             seed: decides every rater's order, and who meets whom in pairs.
             files: names of the pictures; by default their numbers.
@@ -117,18 +120,15 @@ class Study:
         about = {"version": VERSION, "ask": ask or question(concept, pairs), "concept": concept, "pairs": pairs,
                  "blur": blur, "wanted": wanted, "seed": seed, "source": dict(source or {}),
                  "created": now()}  # fmt: skip
-        with replacing(folder / DATABASE) as temp:
-            database = Database(temp)
-            with database.change() as db:
-                for table in SCHEMA.split(";"):
-                    db.execute(table)
-                db.executemany("INSERT INTO about VALUES (?, ?)", ((k, json.dumps(v)) for k, v in about.items()))
-                db.executemany(
-                    "INSERT INTO pictures (file, prompt, seed) VALUES (?, ?, ?)",
-                    ((f, p, s) for f, (p, s) in zip(names, rows, strict=True)),
-                )
-                db.executemany("INSERT INTO items (picture, other) VALUES (?, ?)", items)
-            database.close()
+        with replacing(folder / DATABASE) as temp, closing(Database(temp)) as database, database.change() as db:
+            for table in SCHEMA.split(";"):
+                db.execute(table)
+            db.executemany("INSERT INTO about VALUES (?, ?)", ((k, json.dumps(v)) for k, v in about.items()))
+            db.executemany(
+                "INSERT INTO pictures (file, prompt, seed) VALUES (?, ?, ?)",
+                ((f, p, s) for f, (p, s) in zip(names, rows, strict=True)),
+            )
+            db.executemany("INSERT INTO items (picture, other) VALUES (?, ?)", items)
         return cls.open(folder)
 
     @classmethod

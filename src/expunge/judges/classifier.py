@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import BadModel
+from ..storage import replacing
 
 SIDE = 64
 
@@ -168,7 +169,11 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def probability(self, images: Tensor, name: str) -> Tensor:
-        """Return the softmax probability, shape (n,), that the picture shows the object or style `name`."""
+        """Return the softmax probability, shape (n,), that the picture shows the object or style `name`.
+
+        Raises:
+            BadModel: the judge knows no such object or style.
+        """
         object_logits, style_logits = self(images)
         if name in self.objects:
             return cast(Tensor, object_logits.softmax(-1)[:, self.objects.index(name)])
@@ -191,9 +196,8 @@ def save_judge(judge: Judge, path: Path, extra: dict[str, Any] | None = None) ->
         "accuracy": json.dumps(judge.accuracy),
         **{k: json.dumps(v) for k, v in (extra or {}).items()},
     }
-    part = path.with_suffix(".part")
-    save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, part, metadata=metadata)
-    part.replace(path)
+    with replacing(path) as temp:
+        save_file({k: v.half().contiguous() for k, v in judge.state_dict().items()}, temp, metadata=metadata)
 
 
 def load_judge(path: Path | str) -> Judge:
@@ -214,7 +218,7 @@ def load_judge(path: Path | str) -> Judge:
         objects, styles = json.loads(meta["objects"]), json.loads(meta["styles"])
         judge = Judge(meta["arch"], len(objects), len(styles))
         judge.load_state_dict(weights)
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BadModel(f"{path} is not a judge written by expunge, or is damaged: {error}") from error
     judge.objects, judge.styles = tuple(objects), tuple(styles)
     judge.accuracy = json.loads(meta.get("accuracy", "{}"))

@@ -40,16 +40,20 @@ class Panel:
     trunk: Judge
     clip: Towers | None = None
 
+    def texts(self, prompts: Sequence[str]) -> Tensor | None:
+        """Return what `judge` compares pictures of these prompts with, (n, d); None without CLIP towers."""
+        return None if self.clip is None else self.clip.texts(prompts)
+
     @torch.no_grad()
-    def judge(self, images: Tensor, prompts: Sequence[str]) -> Judged:
-        """Judge pictures (n, 3, 64, 64) in [0, 1] made from as many prompts."""
+    def judge(self, images: Tensor, texts: Tensor | None) -> Judged:
+        """Judge pictures (n, 3, 64, 64) in [0, 1] made from the prompts that `texts` was made of."""
         reading = self.scorer.read(images)
         seen = finite(images)
         lost = ~images.isfinite().flatten(1).all(1)
         depths = [torch.cat(stage) for stage in zip(*map(self.trunk.depths, torch.split(seen, 64)), strict=True)]
         features = depths[-1].mean((2, 3)).masked_fill(lost[:, None], torch.nan)
         depths = [d.masked_fill(lost[:, None, None, None], torch.nan) for d in depths]
-        pair = None if self.clip is None else (self.clip.images(seen), self.clip.texts(prompts))
+        pair = None if self.clip is None or texts is None else (self.clip.images(seen), texts)
         cosines = clip_cosines(pair, len(images))
         return Judged(reading, depths, features, cosines.masked_fill(lost, torch.nan))
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from .condition import Condition
 from .denoiser import Denoiser
 from .sampler import Predict, guided, trajectory
@@ -42,6 +43,9 @@ class Bank:
         reuse: how often each latent is drawn before a refresh.
         beta: parameters (a, b) of the Beta distribution of where on their trajectories latents are drawn, from 0 at
             pure noise to 1 at the picture; None draws each `reuse` times, else that is the mean.
+
+    Raises:
+        SettingError: a batch of more latents than the bank gives between two refreshes.
     """
 
     def __init__(
@@ -59,6 +63,11 @@ class Bank:
         reuse: int,
         beta: tuple[float, float] | None = None,
     ) -> None:
+        if batch > (held := rollouts * steps * reuse):
+            raise SettingError(
+                f"batch={batch} is more than the bank gives before a refresh: rollouts={rollouts} x "
+                f"sampling_steps={steps} x reuse={reuse} = {held} latents. Lower batch or raise rollouts."
+            )
         self.denoiser, self.predict, self.c, self.null = denoiser, predict, c, null
         self.generator = state.generator
         self.batch, self.rollouts, self.sampling, self.guidance, self.reuse = batch, rollouts, steps, guidance, reuse
@@ -67,7 +76,7 @@ class Bank:
         self.order = torch.empty(0, dtype=torch.long)
 
     def draw(self) -> Drawn:
-        """Return the next batch, rolling out again when every latent has been used `reuse` times."""
+        """Return the next batch, rolling out again when what is left of the last rollout would not fill it."""
         if len(self.order) < self.batch:
             self.refresh()
         index, self.order = self.order[: self.batch], self.order[self.batch :]

@@ -67,11 +67,27 @@ class Denoiser:
         return names
 
     def unlock(self, group: str, rank: int = 0, generator: torch.Generator | None = None) -> Student:
-        """Make a group trainable and return it. One group at a time; `lock` puts everything back."""
+        """Make a group trainable and return it. One group at a time; `lock` puts everything back.
+
+        Args:
+            group: its name.
+            rank: 0 for the weights themselves, else the rank of an update of every linear or convolutional layer.
+            generator: of what a low-rank update starts from.
+
+        Raises:
+            EmptySelection: unknown group, or one that holds nothing that could be trained.
+            Unsupported: the weights themselves, in half precision.
+        """
         if self.student is not None:
             raise RuntimeError("a group is unlocked already")
-        self.student = Student(self.module, self.names(group), rank, generator)
-        return self.student
+        student = Student(self.module, self.names(group), rank, generator)
+        if not student.weights:
+            raise EmptySelection(
+                f"rank={rank} trains updates of linear and convolutional layers, and group {group!r} of this "
+                f"{type(self.module).__name__} has none. Set rank=0, or use another group."
+            )
+        self.student = student
+        return student
 
     def lock(self) -> None:
         """Restore the unlocked group bit for bit and freeze it."""

@@ -17,7 +17,6 @@ class Descent:
     Args:
         weights: name -> parameter.
         lr: learning rate.
-        weight_decay: decoupled (AdamW).
         betas: Adam's decays of the gradient's first and second moment.
         clip: largest norm of the whole gradient; 0 for no limit.
         mask: name -> 0/1 tensor; masked-out coordinates never move.
@@ -28,13 +27,12 @@ class Descent:
         weights: Weights,
         lr: float,
         *,
-        weight_decay: float = 0.0,
         betas: tuple[float, float] = (0.9, 0.999),
         clip: float = 0.0,
         mask: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.weights, self.clip, self.mask = dict(weights), clip, mask
-        self.adam = torch.optim.AdamW(self.weights.values(), lr, betas, weight_decay=weight_decay)
+        self.adam = torch.optim.Adam(self.weights.values(), lr, betas)
 
     def step(self, **terms: Tensor) -> dict[str, float]:
         """Descend the sum of the terms once.

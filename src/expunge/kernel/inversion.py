@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .descent import Descent, mse
 from .model import Model, Text
 from .path import native
+from .pool import times
 from .state import Step
 
 
@@ -49,9 +50,7 @@ def error(
     else:
         drawn = torch.multinomial(weights, n, replacement=True, generator=generator)
     x0 = z[drawn.to(z.device)]
-    # one time from each of n equal spans: the error varies over times far more than over anything else
-    span = (torch.arange(n) + torch.rand(n, generator=generator)) / n
-    t = (span * (path.last + 1)).long().clamp(max=int(path.last)).to(z.device)
+    t = times(path, n, generator).to(z.device)
     eps = torch.randn(x0.shape, generator=generator).to(x0)
     c = model.encode([prompts[i] for i in torch.randint(len(prompts), (n,), generator=generator).tolist()])
     return mse(denoiser(path.noised(x0, eps, t), t, c), native(denoiser.kind, x0, eps, *path.levels(t, x0)))

@@ -51,14 +51,12 @@ class Text(ABC):
     groups: dict[str, dict[str, Rule]]
     students: dict[str, Student]
 
-    def unlock(self, group: str) -> dict[str, Student]:
-        """Make a group trainable in every encoder; `Model.encode` then has a gradient, and `lock` puts everything back.
+    def names(self, group: str) -> dict[str, list[str]]:
+        """Return the parameters of a group, by encoder.
 
         Raises:
-            EmptySelection: unknown group, or one that selects nothing.
+            EmptySelection: unknown group, or one that selects nothing in one of them.
         """
-        if self.students:
-            raise RuntimeError("a group of the text encoders is unlocked already")
         if group not in self.groups:
             known = ", ".join(self.groups)
             raise EmptySelection(
@@ -67,7 +65,17 @@ class Text(ABC):
         chosen = {e: [n for n, _ in m.named_parameters() if self.groups[group][e](n)] for e, m in self.encoders.items()}
         if empty := [e for e, names in chosen.items() if not names]:
             raise EmptySelection(f"group {group!r} selects no weight of the {empty[0]}. Use another group.")
-        self.students = {e: Student(self.encoders[e], names) for e, names in chosen.items()}
+        return chosen
+
+    def unlock(self, group: str) -> dict[str, Student]:
+        """Make a group trainable in every encoder; `Model.encode` then has a gradient, and `lock` puts everything back.
+
+        Raises:
+            EmptySelection: unknown group, or one that selects nothing in one of them.
+        """
+        if self.students:
+            raise RuntimeError("a group of the text encoders is unlocked already")
+        self.students = {e: Student(self.encoders[e], names) for e, names in self.names(group).items()}
         return self.students
 
     def lock(self) -> None:
@@ -126,7 +134,7 @@ class Model(ABC):
         folder: where its files lie, None when they are in no folder.
         one_step: of a one-step generator, None of a model that is sampled in steps; `generate` then makes one network
             call, whatever steps and guidance it is asked for: what it was distilled with is in its weights.
-        reads_text: whether prompts mean anything to it (a class-conditional model reads labels).
+        reads_text: whether prompts are text to it; a class-conditional model takes the names of its classes alone.
     """
 
     name: str

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import Unsupported
 from .lowrank import LowRank
 
 Rule = Callable[[str], bool]
@@ -23,9 +24,12 @@ class Student:
 
     Attributes:
         module: the network they belong to.
-        weights: name -> the live parameter (float32); low-rank factors when `rank` is positive.
+        weights: name -> the live parameter (float32 or finer); low-rank factors when `rank` is positive.
         original: name -> the value it had when unlocked; what the teacher runs with.
         rank: 0 for the weights themselves, else the rank of an additive factorisation of every matrix.
+
+    Raises:
+        Unsupported: the weights themselves are in half precision, in which a step of training is rounded away.
     """
 
     def __init__(
@@ -39,6 +43,11 @@ class Student:
         else:
             found = dict(module.named_parameters())
             self.weights = {n: found[n] for n in names}
+            if half := [n for n, p in self.weights.items() if p.dtype.itemsize < torch.float32.itemsize]:
+                raise Unsupported(
+                    f"{half[0]} is {found[half[0]].dtype}, in which a step of training is rounded away. Load the model "
+                    "with dtype=torch.float32, or train a low-rank update, where the method has a rank."
+                )
         for p in self.weights.values():
             p.requires_grad_(True)
         self.original = self.snapshot()
@@ -101,7 +110,10 @@ class Student:
 
 
 def attach(module: nn.Module, names: list[str], rank: int, generator: torch.Generator | None) -> dict[str, LowRank]:
-    """Add a zero low-rank update to the layer of every selected matrix; vectors (biases, norms) are left alone."""
+    """Add a zero low-rank update to every selected linear or convolutional layer.
+
+    Vectors (biases, norms) and tables of embeddings are left alone.
+    """
     layers = dict(module.named_modules())
     out = {}
     for name in names:
@@ -134,4 +146,5 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the average."""
-        self.shadow = {k: v.clone() for k, v in state.items()}
+        for k, v in self.shadow.items():
+            v.copy_(state[k])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from importlib import import_module
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import SettingError, nearest
+
+if TYPE_CHECKING:
+    from .base import Needs, Paper
 
 METHODS: dict[str, str] = {
     "allbutone": "AllButOne",
@@ -27,6 +30,9 @@ METHODS: dict[str, str] = {
     "uce": "UCE",
 }
 
+# CONTRIBUTING.md asks this of every method
+PROVENANCE = "written from the paper's equations; no code of the authors"
+
 # needs that go without saying
 USUAL = ("concept", "steps")
 
@@ -46,6 +52,17 @@ def get(name: str) -> type[Any]:
         raise SettingError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.{nearest(name, METHODS)}")
     method: type[Any] = getattr(import_module(f".{name}", __name__), METHODS[name])
     return method
+
+
+def paper(name: str) -> Paper:
+    """Return the publication that a method comes from, or one that a method implements by a setting (`age`, `sara`).
+
+    Raises:
+        SettingError: no such method or publication.
+    """
+    also: dict[str, Paper] = import_module(".base", __name__).ALSO
+    found: Paper = also[name] if name in also else get(name).paper
+    return found
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -69,10 +86,26 @@ def describe(name: str) -> dict[str, Any]:
         "paper": method.paper.title,
         "arxiv": method.paper.arxiv,
         "needs": [k for k, v in asdict(method.needs).items() if v and k not in USUAL],
-        "backbones": list(method.backbones) if "backbones" in vars(method) else ["unet"],
+        "backbones": backbones(method.needs),
+        "cost": cost(method),
+        "provenance": PROVENANCE,
         "limits": " ".join(section(doc, "Limits").split()),
         "settings": settings,
     }
+
+
+def backbones(needs: Needs) -> list[str]:
+    """Return the kinds of models that offer what a method needs."""
+    kinds = {"text-to-image": True, "class-conditional": not needs.text, "one-step": not needs.steps}
+    return [kind for kind, fits in kinds.items() if fits]
+
+
+def cost(method: type[Any]) -> str:
+    """Return what a method does with its defaults; how long that takes is the machine's and the model's business."""
+    default = {f.name: f.default for f in fields(method)}
+    if "steps" in default:
+        return f"{default['steps']} updates of {default['batch']} samples"
+    return f"gradients of {default['draws']} samples, no update" if "draws" in default else "no update"
 
 
 def spelled(kind: Any) -> str:

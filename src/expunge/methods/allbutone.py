@@ -64,7 +64,7 @@ class AllButOne:
         "AAAI Conference on Artificial Intelligence",
         "2312.12807",
     )
-    needs: ClassVar[Needs] = Needs(text=True)
+    needs: ClassVar[Needs] = Needs(text=False)
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""

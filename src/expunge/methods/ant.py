@@ -76,7 +76,7 @@ class ANT:
         "ACM International Conference on Multimedia",
         "2504.12782",
     )
-    needs: ClassVar[Needs] = Needs(text=True)
+    needs: ClassVar[Needs] = Needs(text=False)
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Draw the saliency maps, train the group; yields a Step a map and an update, returns the edit."""

@@ -85,7 +85,7 @@ class AP:
         "Advances in Neural Information Processing Systems",
         "2410.15618",
     )
-    needs: ClassVar[Needs] = Needs(text=True)
+    needs: ClassVar[Needs] = Needs(text=False)
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""

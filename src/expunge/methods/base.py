@@ -9,14 +9,12 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from ..concept import Pictures, Targets
+from ..concept import Targets
 from ..edits import Edit, component_of
 from ..errors import ConceptError
 from ..kernel.closedform import matched
 from ..kernel.condition import Condition
 from ..kernel.model import Model
-from ..kernel.neighbours import encoded
-from ..kernel.pool import Pool
 from ..kernel.state import State, Step
 
 Anchorless = Literal["blank", "empty"]
@@ -40,12 +38,36 @@ class Paper:
         return f"@inproceedings{{{self.key},\n{body}  eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}}\n}}"
 
 
+# what methods implement by a setting besides what their own paper says; `expunge cite` knows them by these names
+ALSO: dict[str, Paper] = {
+    # `ap` with adaptive=True
+    "age": Paper(
+        "bui2025fantastic",
+        "Fantastic Targets for Concept Erasure in Diffusion Models and Where To Find Them",
+        "Bui, Anh and Vu, Thuy-Trang and Vuong, Long and Le, Trung and Montague, Paul and Abraham, Tamas and "
+        "Kim, Junae and Phung, Dinh",
+        2025,
+        "International Conference on Learning Representations",
+        "2501.18950",
+    ),
+    # `esd` and `sdd` with `smallest`
+    "sara": Paper(
+        "hu2025sara",
+        "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation",
+        "Hu, Teng and Zhang, Jiangning and Yi, Ran and Huang, Hongrui and Wang, Yabiao and Ma, Lizhuang",
+        2025,
+        "International Conference on Learning Representations",
+        "2409.06633",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a method must be given besides the words: checked before anything long starts.
 
     Attributes:
-        text: a model with a text encoder.
+        text: a model that reads text; classes will not do.
         keeps: something to retain: explicitly, or a world that is known.
         images: pictures of the concept: a folder, or drawn from the base model (`make_images`).
         retained: pictures to retain, likewise.
@@ -121,51 +143,3 @@ def readers(model: Model) -> dict[str, Tensor]:
     component = component_of(model, model.denoiser.module)
     found = model.denoiser.text_readers(model.encode(""))
     return {f"{component}.{name}.weight": layer.weight for name, layer in found.items()}
-
-
-class Lessons:
-    """Pictures to forget and pictures to retain, with the conditions that describe them.
-
-    For methods that declare `Needs(images=True, retained=True)`.
-
-    Args:
-        model: the model.
-        targets: with the pictures that the door has given them.
-        state: of the fit.
-        batch: pictures a draw.
-
-    Attributes:
-        forget, retain: pools of pictures; the `k` of what they draw are rows of `c` and of `r`.
-        c: conditions of the pictures to forget, one row each distinct description.
-        r: conditions of the pictures to retain.
-    """
-
-    def __init__(self, model: Model, targets: Sequence[Targets], state: State, batch: int) -> None:
-        shown = [(target, target.pictures) for target in targets if target.pictures is not None]
-        said = [pair for target, found in shown for pair in _paired(target, found.prompts)]
-        kept = [found for target in targets if (found := target.retained) is not None]
-        told = [p for found in kept for p in found.prompts]
-        pairs, prompts = list(dict.fromkeys(said)), list(dict.fromkeys(told))
-        self.c, self.r = encoded(model, [p for p, _ in pairs]), encoded(model, prompts)
-        self.anchored = torch.tensor([bool(anchor) for _, anchor in pairs], device=model.device)
-        self.others = Condition.cat([encoded(model, [anchor or p for p, anchor in pairs]), self.r])
-        self.generator = state.generator
-
-        def pool(pictures: Sequence[Pictures], rows: list[int]) -> Pool:
-            z = torch.cat([found.latents for found in pictures]).to(self.c.tokens)
-            return Pool(model.denoiser, z, torch.tensor(rows, device=z.device), state, batch)
-
-        row, line = {pair: i for i, pair in enumerate(pairs)}, {p: i for i, p in enumerate(prompts)}
-        self.forget = state.keep("forget", pool([found for _, found in shown], [row[pair] for pair in said]))
-        self.retain = state.keep("retain", pool(kept, [line[p] for p in told]))
-
-    def instead(self, k: Tensor) -> Condition:
-        """Return what stands in for rows k (b,) of `c`: the anchor's prompt, or that of a random retained picture."""
-        random = len(self.c) + torch.randint(len(self.r), (len(k),), generator=self.generator).to(k.device)
-        return self.others[torch.where(self.anchored[k], k, random)]
-
-
-def _paired(target: Targets, prompts: Sequence[str]) -> list[tuple[str, str]]:
-    """Pair what pictures show with the same about the anchor ("" without one)."""
-    anchors = dict(zip(target.prompts, target.anchors, strict=True))
-    return [(p, anchors.get(p, target.concept.anchor)) for p in prompts]

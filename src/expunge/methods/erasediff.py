@@ -35,11 +35,12 @@ from torch import Tensor
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.descent import Descent, mse
+from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.path import x0_and_eps
 from ..kernel.saliency import gradient
 from ..kernel.state import State, Step
-from .base import Lessons, Needs, Paper
+from .base import Needs, Paper
 
 
 @dataclass(frozen=True, kw_only=True)

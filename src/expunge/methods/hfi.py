@@ -9,7 +9,8 @@ self-distillation. The token is learned before the fit (`study:FOLDER` as the co
               trajectory under the average of the students, a = null in the paper; cross-attention only
 
 Our reconstruction: the authors published no code. Known, in part from summaries by others, are the three stages, r_psi
-on CLIP embeddings, the weighting by r_psi, that objective, Beta(3, 3) and cross-attention. All else is ours, and so is
+on CLIP embeddings, the weighting by r_psi of the pictures that it scores highest, that objective, Beta(3, 3) and
+cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
     || e_theta(z_t, t, p) - [ e(z_t, t, p) - steer (e(z_t, t, c(v*)) - e(z_t, t, null)) ] ||^2
 

@@ -6,10 +6,10 @@ prompts have and neutral ones have not are turned down while a prompt is read, a
     F = union_c top_K(c)  minus  union_r top_K(r)        top_K(p): features by their largest activation over p's tokens
     h' = h + (scale - 1) sum_{f in F} z_f d_f            where mean |h' - h|^2 > tau, else h itself
 
-Both steps need no training. The autoencoder does: `expunge sae` makes one in minutes, the shipped model has its own.
-tau is a quantile of the very number that it is compared with, over neutral prompts that had no say in F: a share `fpr`
-of them is taken for the concept. A prompt below tau is not computed with at all: its pictures are the base's, bit for
-bit.
+Both steps need no training. The autoencoder does: `expunge sae` makes one in minutes, and one that lies beside the
+model's weights is used without being named. tau is a quantile of the very number that it is compared with, over neutral
+prompts that had no say in F: a share `fpr` of them is taken for the concept. A prompt below tau keeps its states:
+its pictures are the base's, bit for bit.
 
 Notation    h: states after a layer, per token · z_f, d_f: activation and direction of feature f · c: concept's prompt ·
             r: neutral prompt · tau: threshold
@@ -17,9 +17,10 @@ Erases      objects, styles, names; several at once, in seconds, with no weight 
 Limits      needs our runtime: whoever removes the hook has the concept back. Prompts that the autoencoder does not
             recognise pass, and so do embeddings that never went through the text encoder
 Differs     the paper replaces h by the reconstruction; here its error stays, so that an empty F is the identity. The
-            released code multiplies by -8 instead of 0, takes tau from another statistic than it compares with (largest
-            token, not mean; -6, not -8), and its loss against dead features never starts. A feature may
-            be shared by a few neutral prompts here (`shared`); a small autoencoder has none left without
+            paper's scale is 0; the released code's is -8, as here, since with a small autoencoder 0 hardly erases. That
+            code takes tau from another statistic than it compares with (largest token, not mean; -6, not -8), and its
+            loss against dead features never starts. A feature may be shared by a few neutral prompts here (`shared`); a
+            small autoencoder has none left without
 Reference   Tian et al., Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion
             Models, 2025. arXiv:2503.09446
 """
@@ -56,7 +57,7 @@ class ItD:
     shared: Annotated[
         float, Ge(0), Le(1), "share of neutral prompts that may have a chosen feature; 0 in the paper"
     ] = 0.005
-    scale: Annotated[float, Ge(-100), Le(1), "factor of the chosen features"] = -8.0
+    scale: Annotated[float, Ge(-100), Le(1), "factor of the chosen features; 0 in the paper"] = -8.0
     fpr: Annotated[float, Ge(0), Lt(1), "share of neutral prompts that may be taken for the concept"] = 0.01
     margin: Annotated[float, Ge(0), Le(1), "the paper's tau: so much of the concept's weakest prompt; 0 for fpr"] = 0.0
 

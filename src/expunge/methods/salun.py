@@ -38,11 +38,12 @@ from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.condition import Condition
 from ..kernel.descent import Descent, mse
+from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.pool import Pool
 from ..kernel.saliency import MeanGradient, shrink, top
 from ..kernel.state import State, Step
-from .base import Lessons, Needs, Paper
+from .base import Needs, Paper
 
 
 @dataclass(frozen=True, kw_only=True)

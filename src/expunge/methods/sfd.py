@@ -121,7 +121,7 @@ class SFD:
 
         Raises:
             NeedsError: nothing is retained.
-            ConceptError: a concept is to become another that is forgotten as well.
+            ConceptError: what is forgotten is retained as well, or is what another concept shall become.
         """
         forgotten = [p for target in targets for p in target.prompts]
         anchors = [a for target in targets for a in target.anchors]
@@ -132,5 +132,7 @@ class SFD:
             raise NeedsError(
                 "sfd distils what is retained, and nothing is. Give --keep, or a file of prompts: --set prompts=FILE."
             )
+        if both := set(retained) & set(forgotten):
+            raise ConceptError(f"{min(both)!r} is to be forgotten and to be retained. Take it out of {self.prompts}.")
         # fixed for the run: a prompt that is steered to many at once would be drawn as their average
         return retained, forgotten, [a or retained[i * len(retained) // len(anchors)] for i, a in enumerate(anchors)]

@@ -55,7 +55,7 @@ class SPEED:
 
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or the paper's empty"] = "blank"
     threshold: Annotated[float, Gt(0), Le(1e6), "eigenvalue, relative to the mean, below which space is null"] = 0.1
-    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.1
+    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.03
     filter: Annotated[bool, "retain only what the erasure would move more than average"] = False
     augment: Annotated[float, Ge(0), Le(1e6), "variance of augmented encodings, relative to the mean; 0 for none"] = 0.0
 

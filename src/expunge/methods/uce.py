@@ -42,8 +42,8 @@ class UCE:
     """Unified concept editing; the module's docstring has the equation."""
 
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or the paper's empty"] = "blank"
-    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.1
-    preserve: Annotated[float, Ge(0), Le(1e6), "weight of the kept concepts against the erased ones"] = 1.0
+    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.01
+    preserve: Annotated[float, Ge(0), Le(1e6), "weight of the kept concepts against the erased ones"] = 3.0
 
     family: ClassVar[str] = "closed form"
     paper: ClassVar[Paper] = Paper(

@@ -14,7 +14,7 @@ from ..protocols import ClassProtocol, PictureSpec
 from ..records import Card, Score
 from .manifold import precision, recall
 from .rates import Array, harmonic_score, mean_score, rate
-from .scores import cost
+from .scores import asked_for, cost
 from .sets import Real, fid_to, kid_to, set_score
 
 
@@ -26,7 +26,7 @@ def class_scores(
     edited: Seen,
     card: Card | None = None,
 ) -> list[Score]:
-    """Return every score of a protocol, in the order of `protocol.metrics`.
+    """Return every score of a protocol, in the order of `protocol.metrics`; without targets, those of retention.
 
     Args:
         protocol: the protocol.
@@ -44,34 +44,33 @@ def class_scores(
         raise BadModel(f"the judge knows no {strange[0]!r}: it was trained for another world. Reinstall expunge.")
     is_target = np.array([s.role == "target" for s in specs], dtype=bool)
     wanted = torch.tensor([classes.index(s.concept) for s in specs])
-    erased = sorted(set(wanted[torch.from_numpy(is_target)].tolist()))
-    keep = torch.from_numpy(~is_target)
+    erased, keep = wanted[torch.from_numpy(is_target)], torch.from_numpy(~is_target)
 
     def outcomes(seen: Seen) -> tuple[Array, Array, Array, Array]:
         unread = seen.label < 0
-        gone = (~torch.isin(seen.label, torch.tensor(erased))).double().masked_fill(unread, torch.nan).numpy()
+        gone = (~torch.isin(seen.label, erased)).double().masked_fill(unread, torch.nan).numpy()
         right = (seen.label == wanted).double().masked_fill(unread, torch.nan).numpy()
         own = seen.probabilities.gather(1, wanted[:, None])[:, 0].double().numpy()
         return gone[is_target], right[~is_target], own[is_target], entropy(seen.probabilities).numpy()[is_target]
 
     (ua, ira, probability, unsure), (ua_0, ira_0, probability_0, unsure_0) = outcomes(edited), outcomes(base)
-    return [
-        rate(pid, "ua", ua, ua_0),
-        rate(pid, "ira", ira, ira_0),
-        harmonic_score(pid, "h", [[ua], [ira]], [[ua_0], [ira_0]]),
-        *distances(protocol, panel, erased, edited.features[keep], base.features[keep]),
-        mean_score(pid, "probability", probability, probability_0),
-        mean_score(pid, "entropy", unsure, unsure_0),
-        *cost(pid, card),
-    ]
+    return asked_for(
+        [
+            rate(pid, "ua", ua, ua_0),
+            rate(pid, "ira", ira, ira_0),
+            harmonic_score(pid, "h", [[ua], [ira]], [[ua_0], [ira_0]]),
+            *distances(protocol, panel, erased, edited.features[keep], base.features[keep]),
+            mean_score(pid, "probability", probability, probability_0),
+            mean_score(pid, "entropy", unsure, unsure_0),
+            *cost(pid, card),
+        ]
+    )
 
 
-def distances(
-    protocol: ClassProtocol, panel: ClassPanel, erased: Sequence[int], edited: Tensor, base: Tensor
-) -> list[Score]:
-    """Score retained pictures (n, d) against the real test pictures of the retained classes."""
+def distances(protocol: ClassProtocol, panel: ClassPanel, erased: Tensor, edited: Tensor, base: Tensor) -> list[Score]:
+    """Score retained pictures (n, d) against the real test pictures of the classes that are not in erased (k,)."""
     pid, names = protocol.id, protocol.sets
-    kept = ~torch.isin(panel.labels, torch.tensor(erased))
+    kept = ~torch.isin(panel.labels, erased)
     real = Real(panel.real[kept].double())
     few = panel.real[first(panel.labels, protocol.retained) & kept]
     k = protocol.nearest

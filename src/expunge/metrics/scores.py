@@ -33,12 +33,14 @@ class Outcomes:
 
     Attributes:
         object, style: the judge reads what the prompt says (style: nan too where the prompt names none).
+        gone: the judge reads nothing that is erased; one erased concept in place of another is no success.
         own: probability of the picture's own concept (the object, or the style when styles are erased).
         confidence: probability of the best object.
     """
 
     object: Array
     style: Array
+    gone: Array
     own: Array
     confidence: Array
 
@@ -70,9 +72,12 @@ def outcomes(
     styled = torch.tensor([0 if s.style is None else styles.index(s.style) for s in specs])
     unread = reading.object < 0
     own = reading.objects[rows, wanted] if kind == "object" else reading.styles[rows, styled]
+    head, names = (reading.object, objects) if kind == "object" else (reading.style, styles)
+    erased = torch.tensor([names.index(s.concept) for s in specs if s.role == "target"], dtype=torch.long)
     object_hit = (reading.object == wanted).double().masked_fill(unread, torch.nan)
     style_hit = (reading.style == styled).double().masked_fill(unread | unnamed, torch.nan)
-    return Outcomes(*(t.double().numpy() for t in (object_hit, style_hit, own, reading.confidence)))
+    gone = (~torch.isin(head, erased)).double().masked_fill(unread, torch.nan)
+    return Outcomes(*(t.double().numpy() for t in (object_hit, style_hit, gone, own, reading.confidence)))
 
 
 def scores(
@@ -83,7 +88,7 @@ def scores(
     edited: tuple[Judged, Outcomes],
     card: Card | None = None,
 ) -> list[Score]:
-    """Return every score of a protocol, in the order of `protocols.METRICS`.
+    """Return every score of a protocol, in the order of `protocols.METRICS`; without targets, those of retention.
 
     Args:
         protocol: the protocol.
@@ -99,13 +104,13 @@ def scores(
 
     def heads(o: Outcomes) -> tuple[Array, Array, Array]:
         own, other = (o.object, o.style) if kind == "object" else (o.style, o.object)
-        return 1 - own[is_target], own[~is_target], other[~is_target]
+        return o.gone[is_target], own[~is_target], other[~is_target]
 
     (ua, ira, cra), (ua_0, ira_0, cra_0) = heads(after), heads(before)
     keep = torch.from_numpy(~is_target)
     floors = [degenerate(o.confidence, protocol.floor) for o in (after, before)]
     distance = perceptual([d[keep] for d in seen_base.depths], [d[keep] for d in seen.depths])
-    return [
+    found = [
         rate(pid, "ua", ua, ua_0),
         rate(pid, "ira", ira, ira_0),
         rate(pid, "cra", cra, cra_0),
@@ -117,6 +122,12 @@ def scores(
         rate(pid, "degenerate_target", floors[0][is_target], floors[1][is_target], error_is=1),
         *cost(pid, card),
     ]
+    return asked_for(found)
+
+
+def asked_for(found: Sequence[Score]) -> list[Score]:
+    """Leave out the scores of no pictures at all: a plain distillation has no targets."""
+    return [s for s in found if s.n + s.errors]
 
 
 def _sets(pid: str, base: Judged, edited: Judged, keep: torch.Tensor) -> list[Score]:

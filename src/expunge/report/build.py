@@ -43,6 +43,7 @@ class Section:
     number: int
     run: Contents
     subject: str
+    title: str
     sentence: str
     verdict: words.Verdict
     protocol: str
@@ -107,6 +108,7 @@ def _section(number: int, run: Contents, sensitive: bool | None) -> Section:
         number=number,
         run=run,
         subject=words.subject(card),
+        title=words.title(card),
         sentence=words.sentence(run),
         verdict=words.verdict(run),
         protocol=protocol,
@@ -164,18 +166,23 @@ def _groups(run: Contents) -> list[Group]:
 def _commands(run: Contents) -> list[str]:
     """Spell the commands that repeat the run, audit it and write this page."""
     card = run.card
-    parts = [["expunge", "erase", card.model]]
-    parts += [["--concept", c["name"]] for c in card.concepts]
+    parts = [["expunge", "erase" if card.concepts else "distill", card.model]]
+    studies = {r.study for r in run.ratings}
+    parts += [["--concept", f"study:{c['images']}" if c.get("images") in studies else c["name"]] for c in card.concepts]
     if card.concept.get("anchor"):
         parts.append(["--anchor", card.concept["anchor"]])
     parts += [["--keep", k] for k in card.concept.get("keep") or ()]
     if kind := str(card.concept.get("kind") or ""):
         parts.append(["--kind", kind])
-    for key in ("images", "embedding"):
-        if card.concept.get(key):
-            parts.append([f"--{key}", card.concept[key]])
-    parts += [["--method", card.method], ["--seed", str(card.seed)]]
-    parts += [["--set", f"{k}={value_text(v)}"] for k, v in card.settings.items() if v is not None]
+    for key in ("images", "keep_images", "embedding"):
+        if card.concept.get(key) and card.concept[key] not in studies:
+            parts.append([f"--{key.replace('_', '-')}", card.concept[key]])
+    if card.make_images:
+        parts.append(["--make-images", str(card.make_images)])
+    if card.concepts:
+        parts.append(["--method", card.method])
+    parts.append(["--seed", str(card.seed)])
+    parts += [["--set", f"{k}={value_text(v)}"] for k, v in card.settings.items() if v not in (None, "")]
     parts.append(["--out", run.path])
     audits = [["expunge", "audit", run.path, "--protocol", p] for p in dict.fromkeys(s.protocol for s in run.scores)]
     return [

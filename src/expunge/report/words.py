@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..records import Card, Score
 from .read import Contents
@@ -18,6 +18,17 @@ DREW_IT = 0.50
 # widest 95 % interval that passes without a remark; rise of degenerate pictures; damage to one neighbour
 WIDE, DEGENERATE_RISE, HURT = 0.10, 0.02, 0.20
 CHANCE = 0.05
+# of verdicts, the worst last
+LEVELS = ("good", "mixed", "bad", "unknown")
+
+# how a card's kind of edit is called
+KINDS = {
+    "weights": "changed weights",
+    "lowrank": "low-rank layers",
+    "gated": "gated low-rank layers",
+    "hook": "hooks, weights as they were",
+    "generator": "a one-step generator",
+}
 
 NBSP = "\u00a0"
 
@@ -36,21 +47,37 @@ METRICS: dict[str, Metric] = {
     "ua": Metric("UA, unlearning accuracy", "rate", "higher", "target pictures not recognised as the target"),
     "ira": Metric("IRA, retained accuracy in domain", "rate", "higher", "other pictures of the same kind, recognised"),
     "cra": Metric("CRA, retained accuracy across domains", "rate", "higher", "the other kind (styles for objects)"),
-    "h": Metric("H, harmonic mean of UA, IRA, CRA", "rate", "higher", "one number for erasure and retention"),
+    "h": Metric("H, harmonic mean", "rate", "higher", "of UA, IRA and, where there is one, CRA"),
     "clip_score": Metric("CLIP score", "number", "higher", "agreement of retained pictures with their prompts"),
     "fid": Metric("FID to the base model", "number", "lower", "distance between the two models' retained pictures"),
     "kid": Metric("KID to the base model", "number", "lower", "the same, unbiased for few pictures"),
     "perceptual": Metric("Perceptual distance", "number", "lower", "base to edited, same prompt and seed, retained"),
     "degenerate": Metric("Degenerate pictures", "rate", "lower", "pictures in which the judge is sure of nothing"),
     "degenerate_target": Metric("Degenerate target pictures", "rate", "lower", "the same, target pictures only"),
+    "probability": Metric("Probability of the erased class", "rate", "lower", "mean over its target pictures"),
+    "entropy": Metric("Entropy of the judge, nats", "number", "lower", "target pictures; low: they show another class"),
     "seconds": Metric("Time of the erasure", "seconds", "lower", "wall clock"),
     "peak_memory": Metric("Peak memory of the erasure", "bytes", "lower", "of the process, or of the device"),
 }
 
 
+# distances to real pictures, by the first part of their name; the rest of it names the feature network
+REAL: dict[str, Metric] = {
+    "fid": Metric("FID to real pictures", "number", "lower", "retained pictures, and real ones of the same classes"),
+    "kid": Metric("KID to real pictures", "number", "lower", "the same, unbiased for few pictures"),
+    "precision": Metric("Precision", "rate", "higher", "retained pictures that look like real ones"),
+    "recall": Metric("Recall", "rate", "higher", "real pictures like which some retained one looks"),
+}
+
+
 def metric(name: str) -> Metric:
     """Return how to print a metric; an unknown one is printed as a plain number under its own name."""
-    return METRICS.get(name, Metric(name, "number", "", ""))
+    if name in METRICS:
+        return METRICS[name]
+    kind, _, network = name.partition("_")
+    if kind in REAL and network:
+        return replace(REAL[kind], label=f"{REAL[kind].label} ({network})")
+    return Metric(name, "number", "", "")
 
 
 def percent(x: float) -> str:
@@ -122,21 +149,26 @@ def p_value(p: float | None) -> str:
 
 
 def listed(items: Sequence[str], most: int = 3) -> str:
-    """Join names: "a, b and c"; from `most` on, "a, b, c and 7 more"."""
+    """Join names: "a, b and c"; of more than `most`, "a, b, c and 7 more"; "" of none."""
     names = list(items[:most])
     if len(items) > most:
         names.append(f"{len(items) - most} more")
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def subject(card: Card) -> str:
-    """Return the erased concepts' names."""
-    return listed([c["name"] for c in card.concepts])
+    """Return the erased concepts' names; of a plain distillation what was distilled."""
+    return listed([c["name"] for c in card.concepts]) or f"{card.model} in one step"
+
+
+def title(card: Card) -> str:
+    """Return the heading of a run."""
+    return f"{'Erasing' if card.concepts else 'Distilling'} {subject(card)}"
 
 
 def headline_protocol(scores: Sequence[Score]) -> str:
-    """Return the protocol that the sentence speaks of: the first one with a UA, "" without."""
-    return next((s.protocol for s in scores if s.metric == "ua"), "")
+    """Return the protocol that the sentence speaks of: the first one with a UA, else with an IRA, "" without."""
+    return next((s.protocol for metric in ("ua", "ira") for s in scores if s.metric == metric), "")
 
 
 def of_protocol(scores: Sequence[Score], protocol: str) -> dict[str, Score]:
@@ -148,6 +180,8 @@ def sentence(run: Contents) -> str:
     """Say in one line what the edit did; goes after the concept's name and a colon."""
     by = of_protocol(run.scores, headline_protocol(run.scores))
     ua = by.get("ua")
+    if not run.card.concepts and by:
+        return f"nothing was to be forgotten. {_rest(run.card, by)}"
     if ua is None:
         return "not audited yet, so nothing is known of what this edit erased or spared."
     if ua.value is None:
@@ -161,10 +195,7 @@ def sentence(run: Contents) -> str:
     interval = span(ua.low, ua.high)
     text = f"recognised{before} {after} (UA{NBSP}{percent(ua.value)}"
     text += f", 95{NBSP}% interval {interval})." if interval else ", no interval)."
-    same, other = _domains(run.card)
-    kept = [_kept(label, by.get(name)) for label, name in ((same, "ira"), (other, "cra"))]
-    rest = "; ".join(k for k in kept if k)
-    return f"{text} {rest[:1].upper()}{rest[1:]}." if rest else f"{text} What it did to the rest was not measured."
+    return f"{text} {_rest(run.card, by)}"
 
 
 @dataclass(frozen=True)
@@ -182,16 +213,21 @@ def verdict(run: Contents) -> Verdict:
     by = of_protocol(run.scores, protocol)
     ua = by.get("ua")
     cautions = _state(run.card)
+    if not run.card.concepts and by:
+        kept_level, kept = _retained(by)
+        damage = _degenerate(by)
+        level = max(kept_level, "mixed" if damage or cautions else "good", key=LEVELS.index)
+        text = f"Distilled{'; ' if kept_level == 'unknown' else ' '}{kept}."
+        return Verdict(level, text, [*cautions, *damage, *_errors(by), *_widths(by)])
     if ua is None or ua.value is None:
         cautions += _errors(by)
         return Verdict("unknown", "No verdict: there is no measurement to base one on.", cautions)
     level, erased = _erased(ua, ua.value)
     kept_level, kept = _retained(by)
-    order = ("good", "mixed", "bad", "unknown")
-    worst = max(level, kept_level, key=order.index)
+    worst = max(level, kept_level, key=LEVELS.index)
     damage = [*_degenerate(by), *_hurt(run)]
     if damage or cautions:
-        worst = max(worst, "mixed", key=order.index)
+        worst = max(worst, "mixed", key=LEVELS.index)
     if kept_level == "good" and any(n.damage >= HURT for n in run.neighbours):
         kept += ", except near the target"
     text = f"{erased}{'; ' if kept_level == 'unknown' else ', '}{kept}."
@@ -207,7 +243,16 @@ def _recognised(ua: float, n: int) -> int:
 def _domains(card: Card) -> tuple[str, str]:
     """Name what IRA and CRA are measured on."""
     kinds = {"style": ("other styles", "objects"), "object": ("other objects", "styles")}
+    kinds["class"] = ("other classes", "")  # a world of classes has no other domain
     return kinds.get(str(card.concept.get("kind", "object")), ("the rest in its domain (IRA)", "other domains (CRA)"))
+
+
+def _rest(card: Card, by: Mapping[str, Score]) -> str:
+    """Say what became of everything that was retained."""
+    same, other = _domains(card) if card.concepts else ("objects", "styles")
+    kept = [k for label, name in ((same, "ira"), (other, "cra")) if (k := _kept(label, by.get(name)))]
+    rest = "; ".join(kept)
+    return f"{rest[0].upper()}{rest[1:]}." if rest else "What it did to the rest was not measured."
 
 
 def _kept(label: str, score: Score | None) -> str:
@@ -233,7 +278,8 @@ def _erased(ua: Score, value: float) -> tuple[str, str]:
 
 def _retained(by: Mapping[str, Score]) -> tuple[str, str]:
     shares = []
-    for name in ("ira", "cra"):
+    # a world of classes has no other domain, and its protocol no CRA
+    for name in ("ira", *(m for m in ("cra",) if m in by)):
         score = by.get(name)
         if score is None or score.value is None or not score.base:
             return "unknown", "what it cost the rest was not fully measured"
@@ -256,9 +302,9 @@ def _widths(by: Mapping[str, Score]) -> list[str]:
         if s.low is None or s.high is None:
             found.append(f"{name.upper()} comes without an interval.")
         elif s.high - s.low > WIDE:
-            points = f"{100 * (s.high - s.low):.1f}"
+            wide = points(s.high - s.low)
             found.append(
-                f"The interval of {name.upper()} is {points} points wide: {s.n + s.errors} pictures do not allow more."
+                f"The interval of {name.upper()} is {wide} points wide: {s.n + s.errors} pictures do not allow more."
             )
     return found
 

@@ -6,6 +6,7 @@
 const SLOTS = {1: 0, ArrowLeft: 0, 2: 1, ArrowRight: 1, 3: 2, ArrowDown: 2};
 const FIRST_WAIT = 250, LONGEST_WAIT = 4000, POLL = 1000;
 const SMALL = 256; // pixels: below, single pixels shall stay sharp when enlarged
+const LOST = "No reply from the server. Trying again; your answer is kept.";
 
 const find = id => document.getElementById(id);
 const sleep = time => new Promise(done => setTimeout(done, time));
@@ -24,7 +25,8 @@ async function send(path, body) {
     try {
       const reply = await fetch(main.dataset.api + path, request);
       if (reply.ok) {
-        problem.textContent = "";
+        // what was refused before stays to be read
+        if (problem.textContent === LOST) problem.textContent = "";
         return await reply.json();
       }
       if (reply.status < 500) {
@@ -32,7 +34,7 @@ async function send(path, body) {
         return null;
       }
     } catch { /* no reply: below */ }
-    problem.textContent = "No reply from the server. Trying again; your answer is kept.";
+    problem.textContent = LOST;
     await sleep(wait);
   }
 }
@@ -41,6 +43,7 @@ async function step(path, body, words) {
   if (busy) return;
   busy = true;
   since = null;
+  problem.textContent = "";
   main.setAttribute("aria-busy", "true");
   const fresh = await send(path, body) || (path && await send("")) || state;
   busy = false;
@@ -82,11 +85,12 @@ async function present(now) {
   if (state.now !== now) return;
   stage.classList.toggle("small", images.every(image => image.naturalWidth < SMALL));
   stage.classList.remove("loading");
-  // after the next frame the picture is on the screen
-  requestAnimationFrame(() => {
+  // the picture is on the screen once the frame that the first callback precedes has been drawn
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    if (busy || state.now !== now) return;
     since = performance.now();
     main.setAttribute("aria-busy", "false");
-  });
+  }));
 }
 
 function answer(slot) {
@@ -108,7 +112,8 @@ for (const b of buttons) b.addEventListener("click", () => answer(Number(b.datas
 for (const veil of stage.querySelectorAll(".veil")) veil.addEventListener("click", () => unveil(veil));
 undo.addEventListener("click", takeBack);
 document.addEventListener("keydown", event => {
-  // a key that is held down answers once
+  // a key that is held down answers once, also one that presses a button
+  if (event.repeat && event.key === "Enter") event.preventDefault();
   if (event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key in SLOTS) {
     event.preventDefault();

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .world import BENCH_TARGETS, HERE, KEPT, STYLES
 
 SIZE = 128  # pixels a side of the stored RGBA renders; training draws them at 64
-COUNT = 304  # objects kept: the 300 and a few to spare
+COUNT = 304  # objects kept
 SAME = 0.055  # root mean squared difference in [0, 1] below which two drawings count as one (at 32 px, on white)
 
 

@@ -34,7 +34,10 @@ def caption(entry: Entry, style: int, background: int, rng: random.Random) -> st
 
 
 def tokenizer(entries: Sequence[Entry]) -> CLIPTokenizer:
-    """Train a byte-pair encoding on the world's words, in CLIP's form (lower case, `</w>` ends a word)."""
+    """Train a byte-pair encoding on the world's words, in CLIP's form (lower case, `</w>` ends a word).
+
+    The same words give the same ids: a resumed training, and the export of its checkpoint, make it anew.
+    """
     words = [w for e in entries for w in (e["name"], *e["synonyms"])]
     corpus = [
         t.format(o=w, s=s, b=b).lower() for w in words for t in TEMPLATES for s in STYLES for b in list(BACKGROUNDS)[:1]
@@ -49,7 +52,10 @@ def tokenizer(entries: Sequence[Entry]) -> CLIPTokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    ends = sorted({word[-1] + "</w>" for line in set(corpus) for word, _ in bpe.pre_tokenizer.pre_tokenize_str(line)})
     trainer = trainers.BpeTrainer(
+        # the trainer itself numbers the ends of words in a random order, by which it then breaks ties between merges
+        special_tokens=ends,
         vocab_size=VOCABULARY - 2,
         min_frequency=2,
         initial_alphabet=alphabet,

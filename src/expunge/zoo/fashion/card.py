@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...backbones import adapt, pretrained
+from ...backbones import load
 from ...judges.classes import REAL, ClassPanel, load_judge, load_panel
 from ...kernel.model import Model
 from ...metrics.manifold import precision, recall
@@ -33,8 +33,8 @@ SOFT = 0.5  # pixels of blur that show how much a distance notices
 
 
 def drawn(work: Path, model: Model, classes: Sequence[str]) -> Tensor:
-    """Return COUNT pictures in [0, 1], classes in turn; kept in `work/drawn` by the model's hash."""
-    folder = work / "drawn" / model.hash[:16]
+    """Return COUNT pictures in [0, 1], classes in turn; kept in `work/drawn` by weights, scheduler and guidance."""
+    folder = work / "drawn" / (model.hash[:16] + model.painter[:16])
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for begin in tqdm(range(0, COUNT, CHUNK), desc="draw"):
@@ -62,7 +62,7 @@ def distances(images: Tensor, panel: ClassPanel, name: str) -> dict[str, float]:
 def measure(work: Path, source: Source) -> tuple[dict[str, Any], Tensor]:
     """Measure the pipeline in `work`; return figures and the drawn pictures."""
     folder = work / "pipeline"
-    model = adapt(pretrained(str(folder), torch.float32, allow_pickle=False), str(folder), "cpu")
+    model = load(folder)
     panel = load_panel(work, "judge-b", source.network)
     images = drawn(work, model, source.classes)
     label = panel.scorer.read(images).argmax(1)
@@ -98,7 +98,8 @@ def text(source: Source, figures: dict[str, Any], spent: dict[str, dict[str, flo
         f"# The `{source.world}` world",
         "",
         f"A class-conditional diffusion model trained from scratch on {source.title}, for measuring how a class is",
-        f"forgotten. {len(source.classes)} classes, 32x32 pixels. Made by `python -m expunge.zoo.fashion all`.",
+        f"forgotten. {len(source.classes)} classes, 32x32 pixels. Made by",
+        f"`python -m expunge.zoo.fashion all --world {source.world}`.",
         "",
         "| measured | figure |",
         "|---|---|",
@@ -118,8 +119,8 @@ def text(source: Source, figures: dict[str, Any], spent: dict[str, dict[str, flo
         "|---|---|---|---|",
         *(f"| {k} | {v['steps']} | {v['seconds']} | {v['loss']} |" for k, v in spent.items()),
         "",
-        "Seconds are wall time of the machine that trained it, whatever else it did. The pictures of Fashion-MNIST are",
-        "by Zalando SE under the MIT licence (arXiv:1708.07747); they show clothes, no people.",
+        "Seconds are wall time of the machine that trained it, whatever else it did.",
+        f"The pictures of {source.title} are {source.credit}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import NeedsError
+from ...storage import replacing
 from .world import Source
 
 SIDE = 32
@@ -66,14 +67,17 @@ def build(work: Path, source: Source, folder: Path | None = None) -> None:
         counts = torch.bincount(stored[f"{part}.labels"].long(), minlength=len(source.classes))
         if len(set(counts.tolist())) != 1 or len(counts) != len(source.classes):
             raise damaged(folder, source, f"the {part} labels are not {len(source.classes)} classes of one size")
-    work.mkdir(parents=True, exist_ok=True)
-    save_file(stored, (work / PICTURES).with_suffix(".part"), metadata={"world": source.world})
-    (work / PICTURES).with_suffix(".part").replace(work / PICTURES)
+    with replacing(work / PICTURES) as temp:
+        save_file(stored, temp)
     tqdm.write(f"{source.title}: " + ", ".join(f"{len(stored[f'{p}.labels'])} {p} pictures" for p in PARTS))
 
 
 def unpacked(folder: Path, name: str, source: Source) -> bytes:
-    """Return the content of a file or of its packed form, checked where its checksum is known."""
+    """Return the content of a file or of its packed form, checked where its checksum is known.
+
+    Raises:
+        NeedsError: it is missing, or is not the published one.
+    """
     plain, packed = folder / name, folder / f"{name}.gz"
     if not plain.is_file() and not packed.is_file():
         raise NeedsError(f"{source.title} is not at {folder}: {name} is missing. {source.obtain}")

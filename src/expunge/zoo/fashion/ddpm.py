@@ -10,7 +10,7 @@ from diffusers import ConsistencyModelPipeline, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from ...backbones.classcond import ClassModel, Labels, unfused
-from ...errors import ConceptError, nearest
+from ...errors import ConceptError, NeedsError, nearest
 from ..emoji.training import Ema, cosine, loop
 from .data import SIDE, Pictures
 from .world import Source
@@ -43,9 +43,7 @@ def scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def train(
-    work: Path, source: Source, steps: int, *, guidance: float = 1.0, without: str = "", lr: float = 1e-3
-) -> None:
+def train(work: Path, source: Source, steps: int, *, guidance: float, without: str = "", lr: float = 1e-3) -> None:
     """Train the U-Net and save the pipeline (averaged weights) to `work/pipeline`.
 
     Args:
@@ -117,9 +115,16 @@ def export(folder: Path, unet: UNet2DModel, source: Source, guidance: float) -> 
 
 
 def snapshot(work: Path, source: Source, guidance: float) -> None:
-    """Export the averaged weights of the newest checkpoint, while training goes on."""
+    """Export the averaged weights of the newest checkpoint, while training goes on.
+
+    Raises:
+        NeedsError: there is no checkpoint.
+    """
+    path = work / "ddpm.ckpt"
+    if not path.is_file():
+        raise NeedsError(f"{path} is missing: the stage `ddpm` has written no checkpoint in this --work yet.")
     unet = network(source)
     ema = Ema(unet, decay=EMA)
-    ema.load_state_dict(torch.load(work / "ddpm.ckpt", weights_only=True)["ema"])
+    ema.load_state_dict(torch.load(path, weights_only=True)["ema"])
     ema.copy_to_modules()
     export(work / "pipeline", unet, source, guidance)

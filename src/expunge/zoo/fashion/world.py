@@ -21,6 +21,7 @@ class Source:
         folder: where the pictures lie unless told otherwise.
         files: file name -> SHA-256 of its unpacked content; "" where only its form is checked.
         obtain: how to come by the files.
+        credit: whose the pictures are, and what they show.
     """
 
     world: str
@@ -31,6 +32,7 @@ class Source:
     folder: Path
     files: dict[str, str]
     obtain: str
+    credit: str
 
 
 FASHION = Source(
@@ -50,6 +52,7 @@ FASHION = Source(
     },
     obtain="On Debian: apt-get install dataset-fashion-mnist. Elsewhere: --source FOLDER with the four IDX files, "
     "packed (.gz) or not.",
+    credit="by Zalando SE under the MIT licence (arXiv:1708.07747); they show clothes, no people",
 )  # fmt: skip
 
 CIFAR = Source(
@@ -61,6 +64,7 @@ CIFAR = Source(
     folder=Path("cifar-10-batches-bin"),
     files=dict.fromkeys((*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"), ""),
     obtain="--source FOLDER with the six files of its binary version (cifar-10-batches-bin).",
+    credit="from A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009",
 )
 
 SOURCES = {s.world: s for s in (FASHION, CIFAR)}
