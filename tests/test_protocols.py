@@ -1,5 +1,6 @@
 """A protocol is the same list of pictures, always."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from expunge.concept import World
 from expunge.errors import ConceptError, Unsupported
 from expunge.protocols import METRICS, PROTOCOLS, default, protocol
+from expunge.zoo.emoji.world import WEIGHTS
 
 STYLES = tuple(f"style{i}" for i in range(8))
 OBJECTS = tuple(f"thing {i}" for i in range(300))
@@ -187,3 +189,11 @@ def test_distances_tell_their_feature_network():
     assert {"fid_fashion64", "kid_fashion64", "precision_fashion64", "recall_fashion64"} <= set(names)
     assert "fid" not in names
     assert {m["better"] for m in told["metrics"]} == {"higher", "lower"}
+
+
+def test_the_shipped_judges_are_the_pinned_ones() -> None:
+    rules = protocol("emoji-v1")
+    pinned = dict(rules.hashes)
+    assert set(pinned) == {rules.scorer, rules.trunk}
+    for name, digest in pinned.items():
+        assert hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() == digest

@@ -326,7 +326,14 @@ def _check_known(rules: Rules, kind: str, targets: Sequence[str], known: Sequenc
 PROTOCOLS: dict[str, Rules] = {
     p.id: p
     for p in (
-        Protocol(id="emoji-v1", world="emoji"),
+        Protocol(
+            id="emoji-v1",
+            world="emoji",
+            hashes=(
+                ("judge-a", "fe45331e0c52d407cea90c684ea0b09a69b00e713b9901b8706e034d9864642b"),
+                ("judge-b", "8cfadea365fd448f4833ca5d8eb1453713ff8635994f82f10033703dc31830d0"),
+            ),
+        ),
         ClassProtocol(id="fashion-v1", world="fashion", network="fashion64"),
         ClassProtocol(id="cifar10-v1", world="cifar10", network="cifar64"),
     )
