@@ -29,7 +29,7 @@ from ..kernel.model import Model
 from ..methods import get
 from ..storage import write_json
 
-CONCEPT, KEPT = "rhinoceros", "koala"
+CONCEPT, KEPT = "rhinoceros", "panda"
 METHODS = ("esd", "sdd")
 KINDS = ("plain", "ours", "ours-batch-1")
 
