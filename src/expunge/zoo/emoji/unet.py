@@ -72,6 +72,28 @@ def encode(work: Path, pictures: Pictures, objects: list[int], vae: AutoencoderK
     return out
 
 
+def captions(pictures: Pictures, data: dict[str, Tensor], rows: Tensor, dice: random.Random) -> list[str]:
+    """Return a caption of each encoded picture; a share of them is empty."""
+    return [
+        ""
+        if dice.random() < DROP
+        else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
+        for j in rows.tolist()
+    ]
+
+
+def noised(x0: Tensor, alpha_bar: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x_t, its v, the times (b,) and the loss's weights (b, 1, 1, 1) of latents x0 (b, 4, 16, 16)."""
+    eps, b = torch.randn(x0.shape, generator=rng), len(x0)
+    # one time from each of b equal shares: every step sees every noise level
+    t = ((torch.arange(b) + torch.rand(b, generator=rng)) * len(alpha_bar) / b).long()
+    a = alpha_bar[t].sqrt()[:, None, None, None]
+    s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
+    # where little noise is left, v is nearly the noise and all there is to learn is texture: it drowned the shapes
+    weight = (SNR * s.square() / a.square()).clamp(max=1)
+    return a * x0 + s * eps, a * eps - s * x0, t, weight
+
+
 def train(
     work: Path,
     count: int,
@@ -113,7 +135,6 @@ def train(
     reader, noise = text.encoder(words).train().to(device), scheduler()
     told = [entry for i, entry in enumerate(pictures.entries) if i not in left_out]
     text.pretrain(work, reader, words, told, name=f"text{tail}")
-    alpha_bar = noise.alphas_cumprod
     groups = [{"params": unet.parameters(), "lr": lr}, {"params": reader.parameters(), "lr": lr / 3}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = Ema(unet, reader, decay=EMA)
@@ -121,25 +142,10 @@ def train(
     def update(step: int, rng: torch.Generator) -> Tensor:
         pool = first if step < WIDEN else everything
         i = pool[torch.randint(len(pool), (batch,), generator=rng)]
-        dice = random.Random(step)
-        captions = [
-            ""
-            if dice.random() < DROP
-            else text.caption(pictures.entries[int(data["o"][j])], int(data["s"][j]), int(data["b"][j]), dice)
-            for j in i.tolist()
-        ]
-        ids = text.tokens(words, captions).to(device)
-        x0 = data["z"][i].float()
-        eps = torch.randn(x0.shape, generator=rng)
-        # one time from each of `batch` equal shares: every step sees every noise level
-        t = ((torch.arange(batch) + torch.rand(batch, generator=rng)) * len(alpha_bar) / batch).long()
-        a = alpha_bar[t].sqrt()[:, None, None, None]
-        s = (1 - alpha_bar[t]).sqrt()[:, None, None, None]
-        z, v, t = ((a * x0 + s * eps).to(device), (a * eps - s * x0).to(device), t.to(device))
+        ids = text.tokens(words, captions(pictures, data, i, random.Random(step))).to(device)
+        z, v, t, weight = (x.to(device) for x in noised(data["z"][i].float(), noise.alphas_cumprod, rng))
         with half(pictures.device):
             out = unet(z, t, encoder_hidden_states=reader(ids).last_hidden_state).sample
-        # where little noise is left, v is nearly the noise and all there is to learn is texture: it drowned the shapes
-        weight = (SNR * s.square() / a.square()).clamp(max=1).to(device)
         loss: Tensor = (weight * (out.float() - v).square()).mean()
         return loss
 
