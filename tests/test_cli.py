@@ -159,6 +159,13 @@ def test_completion_reads_the_same_settings_as_the_class(method: str) -> None:
     assert complete.fields(method) == [f.name for f in fields(methods.get(method))]
 
 
+def test_completion_offers_every_paper() -> None:
+    from expunge import complete, methods
+    from expunge.methods.base import ALSO
+
+    assert set(complete.papers("")) == {*methods.names(), *ALSO}
+
+
 # ------------------------------------------------------------------------------------------------------ erase, generate
 
 

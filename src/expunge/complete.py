@@ -10,6 +10,7 @@ from typer import Context
 from . import methods
 
 DEFAULT = "sdd"
+BY_SETTING = ("age", "sara")  # papers that methods implement by a setting: `expunge cite` knows them too
 FASHION = Path(__file__).parent / "zoo" / "fashion" / "weights"
 MODELS = {
     "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
@@ -31,6 +32,11 @@ def models(incomplete: str) -> list[str]:
 def method_names(incomplete: str) -> list[str]:
     """Return the methods' names."""
     return [m for m in methods.names() if m.startswith(incomplete)]
+
+
+def papers(incomplete: str) -> list[str]:
+    """Return what can be cited."""
+    return [m for m in (*methods.names(), *BY_SETTING) if m.startswith(incomplete)]
 
 
 def concepts(ctx: Context, incomplete: str) -> list[str]:

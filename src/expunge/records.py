@@ -49,7 +49,7 @@ class Card:
         base_hash: hash of the base's weights.
         seed: seed of the run.
         version: version of Expunge that made it.
-        kind: "weights", "lowrank", "hook" or "generator".
+        kind: "weights", "lowrank", "gated", "hook" or "generator".
         seconds: wall clock of the erasure, interruptions left out.
         peak_bytes: highest memory of the process (of the device, on a GPU) during the erasure.
         losses: term -> values over the run, at most 200 each.

@@ -94,6 +94,16 @@ def test_the_commands_make_the_run_again(make_run):
     assert "sae=" not in said
 
 
+@pytest.mark.parametrize(("kind", "recipe", "stage"), [("object", "emoji", "unet"), ("class", "fashion", "ddpm")])
+def test_a_gold_standard_names_the_recipe_that_made_it(make_run, kind, recipe, stage):
+    run = make_run()
+    run.write_card(replace(run.card, concept={"name": "sea bomb", "kind": kind}, method="retrain", settings={}))
+    said = text(build([run])).replace(" \\", "")
+    assert f"python -m expunge.zoo.{recipe} {stage} --without 'sea bomb'" in said
+    assert f"python -m expunge.zoo.{recipe} gold --without 'sea bomb' --out {run.folder}" in said
+    assert "expunge erase" not in said
+
+
 def test_a_distillation_has_a_page(make_run):
     run = make_run(audited=False)
     run.write_card(replace(run.card, concept={}, method="sid", kind="generator", settings={"steps": 3, "prompts": ""}))

@@ -37,7 +37,7 @@ def protocols(as_json: AsJson = False) -> None:
 
 
 def cite(
-    method: Annotated[str, typer.Argument(help="A method's name, or age, sara.", autocompletion=complete.method_names)],
+    method: Annotated[str, typer.Argument(help="A method's name, or age, sara.", autocompletion=complete.papers)],
 ) -> None:
     """Print the BibTeX entry of a method's paper, or of a paper that methods implement by a setting (age, sara)."""
     from ..methods import paper

@@ -19,6 +19,7 @@ from . import plots, words
 from .read import Contents, Pair, read, value_text
 
 HERE = Path(__file__).parent
+RETRAIN = "retrain"  # the method of a gold standard's run: no erasure, but a stage of a world's recipe
 
 # kinds of concept whose pictures are veiled until the reader asks for them
 SENSITIVE_KINDS = frozenset({"person"})
@@ -165,6 +166,23 @@ def _groups(run: Contents) -> list[Group]:
 
 def _commands(run: Contents) -> list[str]:
     """Spell the commands that repeat the run, audit it and write this page."""
+    audits = [["expunge", "audit", run.path, "--protocol", p] for p in dict.fromkeys(s.protocol for s in run.scores)]
+    return [
+        *(_retraining(run) if run.card.method == RETRAIN else [_making(run)]),
+        *(_shell(a) for a in audits or [["expunge", "audit", run.path]]),
+        _shell(["expunge", "report", run.path, "-o", "report.html"]),
+    ]
+
+
+def _retraining(run: Contents) -> list[str]:
+    """Spell the commands of the recipe that make a model which has never seen the concepts."""
+    world, stage = ("fashion", "ddpm") if run.card.concept.get("kind") == "class" else ("emoji", "unet")
+    recipe, without = ["python", "-m", f"expunge.zoo.{world}"], [["--without", c["name"]] for c in run.card.concepts]
+    return [_wrapped([[*recipe, stage], *without]), _wrapped([[*recipe, "gold"], *without, ["--out", run.path]])]
+
+
+def _making(run: Contents) -> str:
+    """Spell the command of an erasure or distillation with everything that it was given."""
     card = run.card
     parts = [["expunge", "erase" if card.concepts else "distill", card.model]]
     studies = {r.study for r in run.ratings}
@@ -184,12 +202,7 @@ def _commands(run: Contents) -> list[str]:
     parts.append(["--seed", str(card.seed)])
     parts += [["--set", f"{k}={value_text(v)}"] for k, v in card.settings.items() if v not in (None, "")]
     parts.append(["--out", run.path])
-    audits = [["expunge", "audit", run.path, "--protocol", p] for p in dict.fromkeys(s.protocol for s in run.scores)]
-    return [
-        _wrapped(parts),
-        *(_shell(a) for a in audits or [["expunge", "audit", run.path]]),
-        _shell(["expunge", "report", run.path, "-o", "report.html"]),
-    ]
+    return _wrapped(parts)
 
 
 def _shell(words: Iterable[Any]) -> str:
