@@ -80,23 +80,73 @@ def test_drawing_fills_the_background_and_moves_with_the_seed(work: Path) -> Non
     assert not torch.equal(other, white)
 
 
-def test_captions_name_every_background_but_white() -> None:
+def test_captions_name_the_background_they_are_given() -> None:
     entry, rng = world.objects()[0], random.Random(0)
-    on_white = {text.caption(entry, 1, 0, rng) for _ in range(300)}
-    on_pink = {text.caption(entry, 1, list(world.BACKGROUNDS).index("pink"), rng) for _ in range(300)}
-    assert all("pink background" in c for c in on_pink)
-    assert not any("background" in c for c in on_white)
-    assert f"a twemoji style emoji of {entry['name']}" in on_white
+    left_open = {text.caption(entry, 1, None, rng) for _ in range(300)}
+    assert not any("background" in c for c in left_open)
+    assert f"a twemoji style emoji of {entry['name']}" in left_open
+    for i, name in enumerate(world.BACKGROUNDS):
+        assert all(f"{name} background" in text.caption(entry, 1, i, rng) for _ in range(50))
+
+
+def test_a_scene_s_caption_names_its_own_background_or_none() -> None:
+    rng = random.Random(0)
+    scenes = [text.scene(rng, [3, 7]) for _ in range(2000)]
+    assert {o for o, *_ in scenes} == {3, 7}
+    assert {told for *_, told in scenes} == {None, *range(len(world.BACKGROUNDS))}
+    assert all(told in {None, b} for _, _, b, told in scenes)
+    # what a prompt leaves open differs from seed to seed
+    assert len({b for _, _, b, told in scenes if told is None}) == len(world.BACKGROUNDS)
 
 
 def test_tokenizer_spells_every_name_within_the_window() -> None:
     words = text.tokenizer(world.objects())
     longest = [t.format(o=o["name"], s="emojione", b="orange") for o in world.objects() for t in world.TEMPLATES]
     encoded = words(longest).input_ids
-    assert max(map(len, encoded)) <= text.WINDOW
+    # the tokens behind tell what the drawing looks like: no word may take their place
+    assert max(map(len, encoded)) <= text.WINDOW - text.PATCHES + 1
     sample = words.decode(words("a noto style emoji of Statue of Liberty").input_ids, skip_special_tokens=True)
     assert sample.strip() == "a noto style emoji of statue of liberty"
     assert len({tuple(words(o["name"]).input_ids) for o in world.objects()}) == len(world.objects())
+
+
+def test_patches_are_the_latent_s_squares_row_by_row() -> None:
+    latents = torch.arange(2.0 * 3 * 4 * 16 * 16).view(2, 3, 4, 16, 16)
+    patches = text.patched(latents)
+    assert patches.shape == (2, 3, 16, 64)
+    assert torch.equal(patches[1, 2, 6].view(4, 4, 4), latents[1, 2, :, 4:8, 8:12])
+
+
+def test_heads_look_at_the_patch_of_their_cell() -> None:
+    first = text.WINDOW - text.PATCHES
+    coarse, fine = unet.Gaze.wanted(16), unet.Gaze.wanted(64)
+    assert coarse.tolist() == [[first + k for k in range(16)]] * 4
+    fine = fine.view(4, 8, 8)
+    # row 3, column 4 is the lower left cell (head 2) of the patch in row 1, column 2
+    assert fine[:, 3, 4].tolist() == [0, 0, first + 6, 0]
+    assert [(fine[h] > 0).sum().item() for h in range(4)] == [16] * 4
+
+
+def test_attention_that_is_watched_computes_the_same_and_learns_where_to_look() -> None:
+    net = unet.network()
+    g = torch.Generator().manual_seed(0)
+    z, told = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, text.WINDOW, text.WIDTH, generator=g)
+    before = net(z, 500, encoder_hidden_states=told).sample
+    gazes = unet.watched(net)
+    after = net(z, 500, encoder_hidden_states=told).sample
+    assert torch.allclose(before, after, atol=1e-5)
+    assert len(gazes) == 7
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3)
+    losses = []
+    for _ in range(8):
+        net(z, 500, encoder_hidden_states=told)
+        loss = torch.stack([gaze.loss() for gaze in gazes]).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 3
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_the_same_words_give_the_same_ids() -> None:
@@ -184,22 +234,20 @@ def test_an_object_left_out_is_neither_drawn_nor_named(work: Path, monkeypatch: 
     left, other = (entry["name"] for entry in listed(work))
     tiny_vae().save_pretrained(work / "vae")
     np.save(work / "apart.npy", np.ones(2))
-    for name, value in (("network", tiny_unet), ("AUGMENTATIONS", 2)):
-        monkeypatch.setattr(unet, name, value)
+    monkeypatch.setattr(unet, "network", tiny_unet)
     told, captions, pretrain = list[str](), text.tokens, text.pretrain
     monkeypatch.setattr(text, "tokens", lambda words, batch: (told.extend(batch), captions(words, batch))[1])
     monkeypatch.setattr(text, "pretrain", lambda *args, **names: pretrain(*args, **names, steps=1))
     for without in ((), (left.upper(),)):
         told.clear()
         unet.train(work, 2, 2, batch=8, without=without)
-        assert len(told) == 64 + 2 * 8
+        assert len(told) == text.BATCH + 2 * 8
         assert bool([c for c in told if left in c]) != bool(without)
         assert [c for c in told if other in c]
     tail = lacking(listed(work), [0])
     assert json.loads((work / f"pipeline{tail}" / "drawn.json").read_text()) == [other]
     assert json.loads((work / "pipeline" / "drawn.json").read_text()) == [left, other]
-    # both were trained on the same latents, and neither went on from the other's checkpoint
-    assert [p.name for p in work.glob("latents-*.pt")] == ["latents-2.pt"]
+    # neither went on from the other's checkpoint
     assert {p.stem for p in work.glob("*.ckpt")} == {"text", "unet", f"text{tail}", f"unet{tail}"}
     one, two = (load(work / f"pipeline{t}") for t in ("", tail))
     assert one.painter == two.painter

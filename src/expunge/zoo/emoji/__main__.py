@@ -41,7 +41,7 @@ def vae(work: Work = WORK, steps: int = 6000, device: Device = "cpu") -> None:
 def unet(
     work: Work = WORK,
     objects: int = 304,
-    steps: int = 60_000,
+    steps: int = 12_000,
     name: str = "unet",
     batch: Annotated[int, typer.Option(help="pictures a step; an accelerator takes 512")] = 32,
     device: Device = "cpu",

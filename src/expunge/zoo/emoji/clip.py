@@ -64,9 +64,9 @@ def train(work: Path, count: int = 304, steps: int = 2500, lr: float = 1e-3, dev
         """Draw n different (object, style) pairs and return pictures and pooled encodings of their captions."""
         pair = torch.randperm(len(objects) * len(STYLES), generator=rng)[:n]
         o, s = objects[pair // len(STYLES)], pair % len(STYLES)
-        b = torch.randint(len(BACKGROUNDS), (n,), generator=rng) * (torch.rand(n, generator=rng) < 0.5)
+        b = torch.randint(len(BACKGROUNDS), (n,), generator=rng)
         captions = [
-            text.caption(pictures.entries[i], j, k, dice)
+            text.caption(pictures.entries[i], j, k if dice.random() < text.NAMED else None, dice)
             for i, j, k in zip(o.tolist(), s.tolist(), b.tolist(), strict=True)
         ]
         ids = text.tokens(words, captions).to(device)

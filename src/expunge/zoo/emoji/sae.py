@@ -14,19 +14,17 @@ from ...kernel.state import Step
 from ...sae import FILE, Dictionary, Training, train
 from . import text
 from .training import Pictures, chosen
-from .world import BACKGROUNDS, STYLES
 
 CAPTIONS = 20_000  # drawn as the denoiser's are; the same one comes up more than once
 SETTINGS = Training()  # 8 features a unit of width: 1.2 MB in half precision
 
 
 def captions(pictures: Pictures, objects: list[int]) -> list[str]:
-    """Return captions of random pictures, half of them on white."""
+    """Return captions of random pictures."""
     dice, found = random.Random(5), dict[str, None]()
     for _ in range(CAPTIONS):
-        background = dice.randrange(len(BACKGROUNDS)) if dice.random() < 0.5 else 0
-        entry = pictures.entries[dice.choice(objects)]
-        found[text.caption(entry, dice.randrange(len(STYLES)), background, dice)] = None
+        o, s, _, told = text.scene(dice, objects)
+        found[text.caption(pictures.entries[o], s, told, dice)] = None
     return list(found)
 
 

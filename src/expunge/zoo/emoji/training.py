@@ -69,10 +69,21 @@ class Pictures:
         scale = 1 - 0.2 * spread * torch.rand(b, generator=rng)
         angle = math.radians(9 * spread) * (2 * torch.rand(b, generator=rng) - 1)
         shift = (2 * torch.rand(b, 2, generator=rng) - 1) * (1.06 - scale)[:, None]
+        return self._placed(objects, styles, backgrounds, scale, angle, shift)
+
+    def upright(self, objects: Tensor, styles: Tensor, backgrounds: Tensor, scale: float) -> Tensor:
+        """Draw pictures (b, 3, 64, 64) in [0, 1] as they are, in the middle, at one scale."""
+        zero = torch.zeros(len(objects))
+        return self._placed(objects, styles, backgrounds, zero + scale, zero, zero[:, None].expand(-1, 2))
+
+    def _placed(
+        self, objects: Tensor, styles: Tensor, backgrounds: Tensor, scale: Tensor, angle: Tensor, shift: Tensor
+    ) -> Tensor:
+        """Draw by scales (b,), angles (b,) in radians, and shifts (b, 2) in halves of the drawing."""
         cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
-        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3).to(self.device)
+        theta = torch.stack([cos, -sin, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(-1, 2, 3).to(self.device)
         rgba = self.rgba[objects, styles].float() / 255
-        grid = F.affine_grid(theta, [b, 4, 128, 128], align_corners=False)
+        grid = F.affine_grid(theta, [len(objects), 4, 128, 128], align_corners=False)
         rgba = F.avg_pool2d(F.grid_sample(rgba, grid, align_corners=False), 2)
         ground = self.colours[backgrounds][:, :, None, None]
         return rgba[:, :3] + (1 - rgba[:, 3:]) * ground
