@@ -47,7 +47,7 @@ def unet(
     device: Device = "cpu",
     without: Annotated[list[str] | None, LEFT_OUT] = None,
 ) -> None:
-    """Train the denoiser and the text encoder along with it; `--without bomb`: the gold standard of forgetting it."""
+    """Train the text encoder, then the denoiser; `--without bomb`: the gold standard of forgetting it."""
     from .unet import train
 
     train(work, objects, steps, name=name, batch=batch, device=device, without=without or ())

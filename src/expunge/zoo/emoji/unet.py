@@ -116,6 +116,15 @@ def watched(unet: UNet2DConditionModel) -> list[Gaze]:
     return list(gazes.values())
 
 
+def asked(pictures: Pictures, objects: list[int], n: int, dice: random.Random) -> tuple[Tensor, list[str]]:
+    """Return n random pictures as indices (3, n) into `encode`'s latents, and their captions, a share of them empty."""
+    scenes = [text.scene(dice, objects) for _ in range(n)]
+    captions = [
+        "" if dice.random() < DROP else text.caption(pictures.entries[o], s, told, dice) for o, s, _, told in scenes
+    ]
+    return torch.tensor([drawn[:3] for drawn in scenes]).T, captions
+
+
 def noised(x0: Tensor, alpha_bar: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return x_t, its v, the times (b,) and the loss's weights (b, 1, 1, 1) of latents x0 (b, 4, 16, 16)."""
     eps, b = torch.randn(x0.shape, generator=rng), len(x0)
@@ -176,12 +185,8 @@ def train(
 
     def update(step: int, rng: torch.Generator) -> Tensor:
         dice = random.Random(step)
-        scenes = [text.scene(dice, shown) for _ in range(batch)]
-        captions = [
-            "" if dice.random() < DROP else text.caption(pictures.entries[o], s, told, dice)
-            for o, s, _, told in scenes
-        ]  # fmt: skip
-        x0 = latents[tuple(torch.tensor([drawn[:3] for drawn in scenes]).T)].float()
+        places, captions = asked(pictures, shown, batch, dice)
+        x0 = latents[tuple(places)].float()
         z, v, t, weight = (x.to(device) for x in noised(x0, noise.alphas_cumprod, rng))
         with half(pictures.device):
             encoded = reader(text.tokens(words, captions).to(device)).last_hidden_state
