@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from expunge.backbones import tiny
-from expunge.kernel.closedform import Rewrite, matched, null_space, restricted, solve
+from expunge.kernel.closedform import Rewrite, counterparts, fitted, matched, null_space, restricted, solve
 
 EXACT = 1e-9  # float64 on systems of this size
 
@@ -91,7 +91,7 @@ def test_tokens_meet_their_counterparts(word: str, other: str) -> None:
     model = tiny.model(window=24)
     prompts = [" ".join(f"a {w} , red".split()) for w in (word, other)]
     c, a = model.encode(prompts).tokens
-    x, y = matched(c[None], a[None], [len(word) - len(other)])
+    x, y = matched(c[None], a[None], *(model.need_text().lengths([p]) for p in prompts))
     meets = {int((c == i).all(1).nonzero()): int((a == j).all(1).nonzero()) for i, j in zip(x, y, strict=True)}
     start = 2  # behind the start token and "a"
     comma, end = start + len(word), start + len(other)
@@ -103,5 +103,32 @@ def test_tokens_meet_their_counterparts(word: str, other: str) -> None:
 
 def test_equal_prompts_have_no_pairs() -> None:
     c = tiny.model().encode(["a cat", "a dog"]).tokens
-    assert len(matched(c, c, [0, 0])[0]) == 0
-    assert len(matched(c, c.flip(0), [0, 0])[0]) > 0
+    assert len(matched(c, c, [7, 7], [7, 7])[0]) == 0
+    assert len(matched(c, c.flip(0), [7, 7], [7, 7])[0]) > 0
+
+
+def test_padding_meets_the_padding_of_its_place() -> None:
+    model = tiny.model(window=24)
+    prompts = ["a elephant, red", "a , red"]
+    c, a = model.encode(prompts).tokens[:, None]
+    long, short = ([n] for n in model.need_text().lengths(prompts))
+    index, differ = counterparts(c, a, long, short)
+    end = long[0]
+    assert index[0, end:].tolist() == list(range(end, 24))
+    assert index[0, end - 1] == short[0] - 1  # the end token meets the end token
+    assert not differ[0, :2].any()
+    assert differ[0, 2:].all()
+    # a longer anchor's words reach into the padding, which must not be read as words
+    assert counterparts(a, c, short, long)[0][0, short[0] :].min() == end - 1
+
+
+def test_a_fitted_map_is_the_minimum_of_what_it_says() -> None:
+    x, y, k, z = random(20, 7), random(20, 5, seed=1), random(30, 7, seed=2), random(30, 5, seed=3)
+    delta = fitted([(x, y, 1.0), (k, z, 2.0)], 0.3)
+    ridge = 0.3 * (x.T @ x / 20 + 2 * k.T @ k / 30).diagonal().mean()
+
+    def gradient(d: Tensor) -> Tensor:
+        return (d @ x.T - y.T) @ x / 20 + 2 * (d @ k.T - z.T) @ k / 30 + ridge * d
+
+    assert gradient(torch.zeros(5, 7, dtype=x.dtype)).norm() > 0.1
+    assert gradient(delta).norm() < EXACT

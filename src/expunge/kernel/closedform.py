@@ -98,25 +98,60 @@ def null_space(moment: Tensor, threshold: Tensor, without: Tensor) -> Tensor:
     return left
 
 
-def matched(c: Tensor, a: Tensor, longer: Sequence[int]) -> tuple[Tensor, Tensor]:
+def matched(c: Tensor, a: Tensor, long: Sequence[int], short: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Pair the tokens of prompts with those of the same prompts that differ in one word, or lack it.
-
-    Before the word both are the same and stay out. Behind it a comma meets the comma, whatever the two words' lengths.
-    Words are aligned at their last tokens: surplus ones of the longer meet the other's first, or stay alone.
 
     Args:
         c: encodings (b, n, d).
         a: encodings (b, n, d), row for row of the same prompts otherwise.
-        longer: by how many tokens each prompt of c is longer, (b,).
+        long: tokens of each prompt of c, (b,).
+        short: tokens of each prompt of a, (b,).
 
     Returns:
         The rows of c that differ, (m, d), and the rows of a that they correspond to.
     """
-    place = torch.arange(c.shape[1], device=c.device)
-    first = ((c - a).abs().amax(-1) == 0).cumprod(1).sum(1, keepdim=True)
-    shift = torch.tensor(longer, device=c.device)[:, None]
-    index = torch.where(place < first, place, (place - shift).clamp(max=c.shape[1] - 1).maximum(first))
-    index = index.clamp(max=c.shape[1] - 1)
-    goal = a.gather(1, index[..., None].expand_as(c))
+    goal = counterparts(c, a, long, short)[0]
+    goal = a.gather(1, goal[..., None].expand_as(c))
     changed = (c - goal).abs().amax(-1) > 0
     return c[changed], goal[changed]
+
+
+def counterparts(c: Tensor, a: Tensor, long: Sequence[int], short: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return which token of a prompt of `a` each token of one of `c` corresponds to, and where the two begin to differ.
+
+    Before the word both are the same. Behind it a comma meets the comma, whatever the two words' lengths. Words are
+    aligned at their last tokens: surplus ones of the longer meet the other's first, or stay alone. Padding meets the
+    padding of its own place: a text encoder tells places apart, and may use them.
+
+    Args:
+        c: states or encodings (b, n, d), see `matched`.
+        a: likewise.
+        long: likewise.
+        short: likewise.
+
+    Returns:
+        Indices (b, n) into the tokens of `a`, and whether a token is behind the first difference, (b, n).
+    """
+    n = c.shape[1]
+    place = torch.arange(n, device=c.device)
+    first = ((c - a).abs().amax(-1) == 0).cumprod(1).sum(1, keepdim=True)
+    ends, others = (torch.tensor(list(x), device=c.device)[:, None] for x in (long, short))
+    index = (place - (ends - others)).clamp(max=n - 1).maximum(first).clamp(max=n - 1)
+    index = torch.where(place < ends, index, place.maximum(others - 1).clamp(max=n - 1))
+    return torch.where(place < first, place, index), place >= first
+
+
+def fitted(pairs: Sequence[tuple[Tensor, Tensor, float]], ridge: float) -> Tensor:
+    """Return the least-squares map Delta (out, d) in float64.
+
+    Delta = argmin sum_j w_j mean_i || Delta x_ji - y_ji ||^2 + lambda || Delta ||^2
+
+    Args:
+        pairs: inputs x_j (m, d), outputs y_j (m, out) and weight w_j of each group.
+        ridge: lambda, relative to the mean eigenvalue of sum_j w_j mean_i x x^T.
+    """
+    gram = torch.stack([(w / max(1, len(x)) * (x.T @ x)).double() for x, _, w in pairs]).sum(0)
+    cross = torch.stack([(w / max(1, len(x)) * (y.T @ x)).double() for x, y, w in pairs]).sum(0)
+    lam = ridge * gram.diagonal().mean()
+    delta: Tensor = torch.linalg.solve(gram + lam * torch.eye(len(gram)).to(gram), cross, left=False)
+    return delta

@@ -127,8 +127,7 @@ def readings(model: Model, targets: Sequence[Targets], anchorless: Anchorless) -
     for target in targets:
         prompts = target.anchors if target.concept.anchor or anchorless == "empty" else target.blanks
         long, short = (model.text.lengths(p) if model.text else [0] * len(p) for p in (target.prompts, prompts))
-        longer = [i - j for i, j in zip(long, short, strict=True)]
-        x, y = matched(model.encode(target.prompts).tokens.double(), model.encode(prompts).tokens.double(), longer)
+        x, y = matched(model.encode(target.prompts).tokens.double(), model.encode(prompts).tokens.double(), long, short)
         if not len(x):
             raise ConceptError(
                 f"the text encoder of {model.name!r} reads prompts of {target.concept.name!r} as it reads them without "
