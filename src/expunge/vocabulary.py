@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,3 +54,20 @@ def instead(target: Targets, word: str, world: World | None) -> list[str]:
     concept = replace(target.concept, anchor=word)
     pairs = dict(zip(concept.prompts(world), concept.anchors(world), strict=True))
     return [pairs.get(p, word) for p in target.prompts]
+
+
+def elsewhere(world: World | None, targets: Sequence[Targets], n: int) -> list[str]:
+    """Return prompts of what is not erased, whatever the concepts say of what to keep.
+
+    Args:
+        world: what the model can draw: its objects and styles, in its templates.
+        targets: the concepts; without a world, common nouns stand in the first one's place.
+        n: nouns; prompts of a world are all returned.
+    """
+    erased = [w for target in targets for w in target.concept.words(world)]
+    if world is not None:
+        return list(replace(targets[0].concept, keep=()).keeps(world, erased))
+    nouns = vocabulary(None, targets[0].concept, erased)
+    words = [nouns[i * len(nouns) // n] for i in range(n)] if n < len(nouns) else nouns
+    forms = [instead(targets[0], w, None) for w in words]
+    return [form[i % len(form)] for i, form in enumerate(forms)]

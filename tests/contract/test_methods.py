@@ -24,7 +24,7 @@ MODELS = {f"toy-{k}": (lambda k=k: toy.model(k)) for k in ("eps", "x0", "v", "fl
 MODELS |= {f"unet-{p}": (lambda p=p: tiny.model(p)) for p in ("epsilon", "sample", "v_prediction")}
 CLASSES = {"class": tiny.class_model}
 # methods that change a text encoder itself, which the toy world has not
-ENCODERS = ("itd", "fewshot")
+ENCODERS = ("itd", "fewshot", "tuce")
 # these and methods that change how a text is read, or learn a word, refuse a model that reads none
 TEXT_ONLY = ("uce", "rece", "speed", "spm", "hfi", *ENCODERS)
 CONCEPT = Concept("bomb", templates=("{c}", "a {c}"), keep=("cat",))
@@ -76,10 +76,10 @@ methods = pytest.mark.parametrize("name", METHODS)
 def declared(model: Model, method: Any) -> set[str]:
     """Return the names of the parameters that a method says it trains."""
     settings = {f.name: getattr(method, f.name) for f in fields(method)}
-    if "part" not in settings:
+    if not method.needs.encoders:
         return set(model.denoiser.names(settings.get("group", "text-readers")))
     text = model.need_text()
-    rules = text.groups[settings["part"]]
+    rules = text.groups[settings.get("part", "mlp")]
     return {n for e, rule in rules.items() for n, _ in model.modules()[e].named_parameters() if rule(n)}
 
 

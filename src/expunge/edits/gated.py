@@ -16,7 +16,7 @@ from ..errors import BadEdit, Unsupported
 from ..kernel.gate import Gate, Membranes, named
 from ..kernel.model import Model
 from ..records import Card
-from ..vocabulary import instead, vocabulary
+from ..vocabulary import elsewhere
 from .io import check_base, component_of, parameters, write
 from .lowrank import LowRankEdit
 
@@ -171,7 +171,7 @@ class GatedEdit:
 
 def gates(model: Model, targets: Sequence[Targets]) -> list[Gate]:
     """Return each concept's gate: open to its prompts, closed to the same without its word and to what is retained."""
-    neutral = model.encode(neighbourhood(model, targets)).tokens
+    neutral = model.encode(neighbourhood(targets)).tokens
     found = []
     for target in targets:
         blank = model.encode(target.blanks).tokens
@@ -179,13 +179,7 @@ def gates(model: Model, targets: Sequence[Targets]) -> list[Gate]:
     return found
 
 
-def neighbourhood(model: Model, targets: Sequence[Targets]) -> list[str]:
+def neighbourhood(targets: Sequence[Targets]) -> list[str]:
     """Return prompts that a membrane must not change: what is retained, else common nouns; the empty one among them."""
-    keeps = [k for target in targets for k in target.keeps]
-    if not keeps:
-        erased = [w for target in targets for w in target.concept.words(model.world)]
-        nouns = vocabulary(None, targets[0].concept, erased)
-        words = [nouns[i * len(nouns) // NOUNS] for i in range(NOUNS)]
-        forms = [instead(targets[0], w, model.world) for w in words]
-        keeps = [form[i % len(form)] for i, form in enumerate(forms)]
+    keeps = [k for target in targets for k in target.keeps] or elsewhere(None, targets, NOUNS)
     return [*dict.fromkeys(keeps), ""]

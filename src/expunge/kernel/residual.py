@@ -62,7 +62,7 @@ class Stream:
 
     def add(self, change: Tensor) -> None:
         """Add a change (b, n, d) to the states."""
-        changes = change.split([len(h) for h, _, _ in self.parts])
+        changes = torch.split(change, [len(h) for h, _, _ in self.parts])
         self.parts = [(p[0] + c.to(p[0].dtype), *p[1:]) for p, c in zip(self.parts, changes, strict=True)]
 
 

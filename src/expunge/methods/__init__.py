@@ -27,6 +27,7 @@ METHODS: dict[str, str] = {
     "speed": "SPEED",
     "spm": "SPM",
     "ssd": "SSD",
+    "tuce": "TUCE",
     "uce": "UCE",
 }
 

@@ -81,7 +81,7 @@ class SPM:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train a membrane a concept; yields a Step an update, returns the membranes with their gates."""
         c, a = conditions(model, targets)
-        null, anchors = model.encode(""), model.encode(neighbourhood(model, targets))
+        null, anchors = model.encode(""), model.encode(neighbourhood(targets))
         owner = torch.tensor([i for i, target in enumerate(targets) for _ in target.prompts], device=model.device)
         likely, own = likelihood(c, anchors), F.one_hot(owner).to(c.tokens.dtype)
         e_m, measured = model.denoiser, gates(model, targets)
