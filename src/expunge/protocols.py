@@ -330,8 +330,8 @@ PROTOCOLS: dict[str, Rules] = {
             id="emoji-v1",
             world="emoji",
             hashes=(
-                ("judge-a", "fe45331e0c52d407cea90c684ea0b09a69b00e713b9901b8706e034d9864642b"),
-                ("judge-b", "8cfadea365fd448f4833ca5d8eb1453713ff8635994f82f10033703dc31830d0"),
+                ("judge-a", "f2fc7db7e2093123e8053ff99484fb2e3cee6b4e133ee9670c73cd80b7f1d282"),
+                ("judge-b", "d032e5b293b9825651822d6ef747d331b4dec91eba53f2062e516725ced19b26"),
             ),
         ),
         ClassProtocol(id="fashion-v1", world="fashion", network="fashion64"),

@@ -1,7 +1,7 @@
-"""UCE on many concepts at once: seconds, and what happens to the erased and to the rest.
+"""UCE and TUCE on many concepts at once: seconds, and what happens to the erased and to the rest.
 
 The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring:
-protocol `emoji-v1`'s judge, sampler and prompts; 96 pictures of erased objects and 160 of retained ones a count.
+protocol `emoji-v1`'s judge, sampler and prompts; 64 pictures of erased objects and 96 of retained ones a count.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from ..door import erase
 from ..errors import SettingError
 from ..judges.classifier import load_judge
 from ..kernel.model import Model
-from ..methods.uce import UCE
+from ..methods import get
 from ..metrics.rates import wilson
 from ..protocols import protocol, shuffled
 from ..storage import write_json
 from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS, world
 
 RULES = protocol("emoji-v1")
+METHODS = ("uce", "tuce")
 SPARED = 8  # objects left to retain
+ERASED, RETAINED = 64, 96  # pictures of each
 
 
 def pictures(model: Model, objects: list[str], count: int) -> tuple[torch.Tensor, list[str]]:
@@ -46,8 +48,10 @@ def recognised(images: torch.Tensor, names: list[str]) -> dict[str, float]:
     return {"value": hits / len(names), "low": low, "high": high, "n": len(names)}
 
 
-def measure(counts: Sequence[int], out: Path, progress: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure every count and write the rows to `out`.
+def measure(
+    counts: Sequence[int], out: Path, progress: Callable[[str], None], methods: Sequence[str] = METHODS
+) -> list[dict[str, Any]]:
+    """Measure every count with every method and write the rows to `out`.
 
     Raises:
         SettingError: more concepts than the world can spare.
@@ -59,14 +63,15 @@ def measure(counts: Sequence[int], out: Path, progress: Callable[[str], None]) -
     model, rows = load("emoji"), []
     for n in counts:
         erased, kept = order[:n], [o for o in objects if o not in order[:n]]
-        start = time.perf_counter()
-        edit = erase(model, [Concept(o) for o in erased], UCE(), seed=0)
-        row: dict[str, Any] = {"n": n, "seconds": time.perf_counter() - start}
-        for label, asked, count in (("erased", erased, 96), ("retained", kept, 160)):
-            row[f"{label}_base"] = recognised(*pictures(model, asked, count))
+        asked = {"erased": (erased, ERASED), "retained": (kept, RETAINED)}
+        base = {f"{k}_base": recognised(*pictures(model, *what)) for k, what in asked.items()}
+        for method in methods:
+            start = time.perf_counter()
+            edit = erase(model, [Concept(o) for o in erased], get(method)(), seed=0)
+            seconds = time.perf_counter() - start
             with edit.on(model):
-                row[label] = recognised(*pictures(model, asked, count))
-        rows.append(row)
-        progress(json.dumps(row))
-        write_json(out, rows)
+                now = {k: recognised(*pictures(model, *what)) for k, what in asked.items()}
+            rows.append({"method": method, "n": n, "seconds": seconds, **base, **now})
+            progress(json.dumps(rows[-1]))
+            write_json(out, rows)
     return rows

@@ -76,7 +76,7 @@ def demo(
     *,
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("expunge-demo"),
     concept: Annotated[str, typer.Option(help="What to erase.", autocompletion=complete.concepts)] = "bomb",
-    method: MethodName = "uce",
+    method: MethodName = "tuce",
     settings: Settings = None,
     seed: Seed = 0,
     device: Device = "auto",
