@@ -37,3 +37,7 @@ def test_nearest(word: str, hint: str) -> None:
 
 def test_near_finds_parts_of_names() -> None:
     assert near("claus", ["bomb", "Mrs. Claus", "Santa Claus"]) == ["Mrs. Claus", "Santa Claus"]
+
+
+def test_a_whole_word_is_nearer_than_a_like_spelling() -> None:
+    assert near("santa", ["ant", "seat", "santas sack", "Santa Claus"], 1) == ["Santa Claus"]

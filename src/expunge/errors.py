@@ -104,10 +104,11 @@ def near(word: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     for a in allowed:
         spelled.setdefault(a.casefold(), a)
     folded = word.casefold()
-    # a part of a name ("claus") is a near miss that edit distance does not see
-    inside = [a for a in spelled if len(folded) >= 3 and folded in a]
+    # a part of a name ("santa", "claus") is a near miss that edit distance does not see: a whole word of it is nearest
+    inside = sorted((a for a in spelled if len(folded) >= 3 and folded in a), key=len)
+    words = [a for a in inside if folded in a.split()]
     close = get_close_matches(folded, list(spelled), n=n, cutoff=0.6)
-    return [spelled[a] for a in dict.fromkeys([*close, *sorted(inside, key=len)])][:n]
+    return [spelled[a] for a in dict.fromkeys([*words, *close, *inside])][:n]
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
