@@ -48,7 +48,7 @@ class TUCE:
 
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or empty"] = "blank"
     ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 1e-4
-    preserve: Annotated[float, Ge(0), Le(1e6), "w: weight of the kept prompts against the erased ones"] = 100.0
+    preserve: Annotated[float, Ge(0), Le(1e6), "w: weight of the kept prompts against the erased ones"] = 20.0
     sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 256
 
     family: ClassVar[str] = "closed form"
