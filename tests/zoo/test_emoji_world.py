@@ -28,15 +28,21 @@ def test_it_draws_the_targets_and_names_every_set_it_learned_from() -> None:
     assert all(f"@iconify-json/{package} " in card for package in world.STYLES.values())
 
 
-# the aim of both is 99.5 %; judge a, which scores nothing, stopped short of it (docs/dev/log.md)
-@pytest.mark.parametrize(("which", "style"), [("a", 0.985), ("b", 0.995)])
-def test_judges_know_every_object_the_model_draws(which: str, style: float) -> None:
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_judges_know_every_object_the_model_draws(which: str) -> None:
     judge = load_judge(world.WEIGHTS / f"judge-{which}.safetensors")
     assert set(world.drawn()) <= set(judge.objects)
     assert judge.styles == tuple(world.STYLES)
     # measured on fresh augmentations of real renders when it was trained
     assert judge.accuracy["object"] >= 0.99
-    assert judge.accuracy["style"] >= style
+
+
+SHORT = pytest.mark.xfail(strict=True, reason="judge a was trained too short: 98.9 % (docs/dev/log.md)")
+
+
+@pytest.mark.parametrize("which", [pytest.param("a", marks=SHORT), "b"])
+def test_judges_know_the_styles(which: str) -> None:
+    assert load_judge(world.WEIGHTS / f"judge-{which}.safetensors").accuracy["style"] >= 0.995
 
 
 def test_judges_are_two_different_networks() -> None:

@@ -13,7 +13,7 @@ anchor the goal is the same prompt without the concept's word.
 
 Notation    r: residual stream behind the layer, a row a token from the word on · h: inputs of W there · w: preserve ·
             lambda: ridge, relative to the mean eigenvalue of the h's second moment
-Erases      objects, styles, names; a hundred at once, in seconds. The denoiser stays as it is
+Erases      objects, styles, names; several at once. The denoiser stays as it is
 Limits      whoever puts the original text encoder back, or hands the denoiser an embedding, has the concept again.
             Retained is what is sampled: kept concepts, all that a world knows, or else common nouns
 Differs     no paper of its own. That a text encoder can be edited in closed form: arXiv:2306.00738, which optimises one
