@@ -70,6 +70,21 @@ def test_only_what_the_word_changes_is_erased() -> None:
     assert len(y) == 16 - 2
 
 
+def test_of_many_prompts_a_sample_is_looked_at_and_a_blank_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = tiny.model(), list[list[str]]()
+    words, forms = ("bomb", "cat", "dog"), ("a {c}", "the {c}", "one {c}")
+    targets = [Concept(w, templates=forms).resolve() for w in words]
+    encode = type(model).encode
+    monkeypatch.setattr(type(model), "encode", lambda self, prompts: (seen.append(prompts), encode(self, prompts))[1])
+    pairs = sum(map(len, (targets[0].prompts, targets[1].prompts, targets[2].prompts)))
+    readings(model, targets, "blank")
+    assert len(seen.pop()) == pairs + len(set(targets[0].blanks)) < 2 * pairs
+    readings(model, targets, "blank", 3, torch.Generator().manual_seed(0))
+    told = seen.pop()
+    assert len(told) <= 6
+    assert [sum(w in p.split() for p in told) for w in words] == [1, 1, 1]
+
+
 @pytest.mark.parametrize(("word", "count"), [("bomb", 4), ("<soft>", 2)])
 def test_what_follows_the_word_meets_its_counterpart(word: str, count: int) -> None:
     """Also behind a soft token, which is as long as it has vectors."""

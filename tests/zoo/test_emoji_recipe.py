@@ -149,6 +149,49 @@ def test_attention_that_is_watched_computes_the_same_and_learns_where_to_look() 
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_probes_teach_the_way_up_its_places_and_the_drawing() -> None:
+    net = unet.network()
+    probes = unet.Probes(net)
+    g = torch.Generator().manual_seed(0)
+    x0, told = torch.randn(2, 4, 16, 16, generator=g), torch.randn(2, text.WINDOW, text.WIDTH, generator=g)
+    hidden = torch.tensor([1.0, 0.0])
+    optimizer = torch.optim.Adam([*net.parameters(), *probes.parameters()], 1e-3)
+    losses = []
+    for _ in range(12):
+        net(torch.zeros(2, 4, 16, 16), 999, encoder_hidden_states=told)
+        loss = probes.loss(x0, hidden)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    # two quarters to guess among four, and half of two unit variances
+    assert losses[0] > unet.PLACE * 2 * 1.2 + unet.TOLD * 0.9
+    assert losses[-1] < 0.6 * losses[0]
+    # only what noise hides is asked for
+    net(torch.zeros(2, 4, 16, 16), 999, encoder_hidden_states=told)
+    assert probes.loss(torch.stack([x0[0], x0[1] + 100]), hidden).item() < losses[0]
+
+
+def test_readers_of_whitened_captions_read_the_plain_ones_once_it_is_folded_in() -> None:
+    entries = world.objects()[:40]
+    words = text.tokenizer(entries)
+    reader = text.encoder(words).eval()
+    matrix = unet.whitening(reader, words, entries)
+    captions = [f"a {s} style emoji of {e['name']}" for e in entries for s in ("noto", "blob")]
+    with torch.no_grad():
+        plain = reader(text.tokens(words, captions)).last_hidden_state
+        white = plain @ matrix
+        lengths = [torch.linalg.eigvalsh(x.flatten(0, 1).mT @ x.flatten(0, 1)) for x in (plain, white)]
+        assert torch.allclose(matrix, matrix.mT)
+        assert lengths[0][-1] / lengths[0][-40] > 2 * lengths[1][-1] / lengths[1][-40]
+        net = unet.network().eval()
+        z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+        wanted = net(z, 500, encoder_hidden_states=white[:2]).sample
+        assert not torch.allclose(net(z, 500, encoder_hidden_states=plain[:2]).sample, wanted, atol=1e-3)
+        found = unet.folded(net, matrix)(z, 500, encoder_hidden_states=plain[:2]).sample
+    assert torch.allclose(found, wanted, atol=1e-4)
+
+
 def test_the_same_words_give_the_same_ids() -> None:
     """A resumed training makes its tokenizer anew; it once got another order of equally frequent merges each time."""
     one, two = (text.tokenizer(world.objects()).get_vocab() for _ in range(2))
@@ -241,7 +284,7 @@ def test_an_object_left_out_is_neither_drawn_nor_named(work: Path, monkeypatch: 
     for without in ((), (left.upper(),)):
         told.clear()
         unet.train(work, 2, 2, batch=8, without=without)
-        assert len(told) == text.BATCH + 2 * 8
+        assert len(told) == text.BATCH + 2048 + 2 * 8  # to whiten by, and to learn from
         assert bool([c for c in told if left in c]) != bool(without)
         assert [c for c in told if other in c]
     tail = lacking(listed(work), [0])

@@ -15,6 +15,7 @@ from ..errors import ConceptError
 from ..kernel.closedform import matched
 from ..kernel.condition import Condition
 from ..kernel.model import Model
+from ..kernel.neighbours import thinned
 from ..kernel.state import State, Step
 
 Anchorless = Literal["blank", "empty"]
@@ -60,6 +61,16 @@ ALSO: dict[str, Paper] = {
         "2409.06633",
     ),
 }
+
+
+UNIFIED = Paper(
+    "gandikota2024unified",
+    "Unified Concept Editing in Diffusion Models",
+    "Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzynska, Joanna and Bau, David",
+    2024,
+    "Winter Conference on Applications of Computer Vision",
+    "2308.14761",
+)
 
 
 @dataclass(frozen=True)
@@ -108,26 +119,55 @@ def conditions(model: Model, targets: Sequence[Targets]) -> tuple[Condition, Con
     return model.encode(prompts), model.encode(anchors)
 
 
-def kept(model: Model, targets: Sequence[Targets]) -> Condition | None:
-    """Encode the prompts of explicitly kept concepts; None when there are none."""
+def kept(model: Model, targets: Sequence[Targets], most: int | None = None) -> Condition | None:
+    """Encode the prompts of explicitly kept concepts, at most so many; None when there are none."""
     keeps = [k for target in targets for k in target.keeps]
-    return model.encode(keeps) if keeps else None
+    return model.encode(keeps if most is None else thinned(keeps, most)) if keeps else None
 
 
-def readings(model: Model, targets: Sequence[Targets], anchorless: Anchorless) -> tuple[Tensor, Tensor]:
-    """Return the tokens (m, d) of the targets' prompts, and what each shall be read as, in float64.
+def goals(
+    targets: Sequence[Targets], anchorless: Anchorless, most: int | None = None, rng: torch.Generator | None = None
+) -> list[tuple[list[str], list[str]]]:
+    """Return prompts of each target and, prompt for prompt, what they shall become.
 
-    That is the token of the same prompt about the anchor; without an anchor, of the same prompt without the concept
-    ("blank") or of the empty prompt ("empty").
+    Args:
+        targets: what to erase.
+        anchorless: what prompts become without an anchor: the same without the concept ("blank"), or the empty prompt.
+        most: prompts of all targets together, as many of each, drawn at random; None for all there are.
+        rng: draws them.
+    """
+    share, pairs = None if most is None else -(-most // len(targets)), []
+    for target in targets:
+        wanted = target.anchors if target.concept.anchor or anchorless == "empty" else target.blanks
+        n = len(target.prompts)
+        drawn = range(n) if share is None or n <= share else torch.randperm(n, generator=rng)[:share].tolist()
+        pairs.append(([target.prompts[i] for i in drawn], [wanted[i] for i in drawn]))
+    return pairs
+
+
+def readings(
+    model: Model,
+    targets: Sequence[Targets],
+    anchorless: Anchorless,
+    most: int | None = None,
+    rng: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the tokens (m, d) of the targets' prompts, and what each shall be read as, in float64; see `goals`.
+
+    That is the token of the same prompt about the anchor or, without one, of what the prompt shall become.
 
     Raises:
         ConceptError: a concept's prompts read the same without it.
     """
-    pairs = []
-    for target in targets:
-        prompts = target.anchors if target.concept.anchor or anchorless == "empty" else target.blanks
-        long, short = (model.text.lengths(p) if model.text else [0] * len(p) for p in (target.prompts, prompts))
-        x, y = matched(model.encode(target.prompts).tokens.double(), model.encode(prompts).tokens.double(), long, short)
+    sides = goals(targets, anchorless, most, rng)
+    # the prompts of a hundred concepts become a handful of the same blanks
+    unique = list(dict.fromkeys(p for pair in sides for side in pair for p in side))
+    row = {p: i for i, p in enumerate(unique)}
+    tokens, pairs = model.encode(unique).tokens, []
+    for target, pair in zip(targets, sides, strict=True):
+        told, wanted = (tokens[[row[p] for p in side]].double() for side in pair)
+        long, short = (model.text.lengths(side) if model.text else [0] * len(side) for side in pair)
+        x, y = matched(told, wanted, long, short)
         if not len(x):
             raise ConceptError(
                 f"the text encoder of {model.name!r} reads prompts of {target.concept.name!r} as it reads them without "

@@ -28,7 +28,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
@@ -39,7 +38,7 @@ from ..kernel.neighbours import thinned
 from ..kernel.residual import rewritten
 from ..kernel.state import State, Step
 from ..vocabulary import elsewhere
-from .base import Anchorless, Needs, Paper
+from .base import UNIFIED, Anchorless, Needs, Paper, goals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +51,13 @@ class TUCE:
     sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 256
 
     family: ClassVar[str] = "closed form"
-    paper: ClassVar[Paper] = Paper(
-        "gandikota2024unified",
-        "Unified Concept Editing in Diffusion Models",
-        "Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzynska, Joanna and Bau, David",
-        2024,
-        "Winter Conference on Applications of Computer Vision",
-        "2308.14761",
-    )
+    paper: ClassVar[Paper] = UNIFIED
     needs: ClassVar[Needs] = Needs(text=True, encoders=True)
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Solve for every text encoder; yields one Step, returns the edit."""
-        prompts, anchors = self.pairs(targets, state)
+        pairs = goals(targets, self.anchorless, self.sample, state.generator)
+        prompts, anchors = ([p for pair in pairs for p in pair[side]] for side in (0, 1))
         said = [k for target in targets for k in target.keeps if target.concept.keep]
         keeps = list(dict.fromkeys(["", *said, *thinned(elsewhere(model.world, targets, self.sample), self.sample)]))
         solved: dict[str, Tensor] = {}
@@ -77,13 +70,3 @@ class TUCE:
         for i in state.steps(1):
             yield Step(i, 1, {"left": sum(left.values()) / len(left)})
         return WeightEdit(solved)
-
-    def pairs(self, targets: Sequence[Targets], state: State) -> tuple[list[str], list[str]]:
-        """Return prompts, as many of each concept, drawn at random where there are more, and what they shall become."""
-        share, prompts, anchors = -(-self.sample // len(targets)), [], []
-        for target in targets:
-            goals = target.anchors if target.concept.anchor or self.anchorless == "empty" else target.blanks
-            for i in torch.randperm(len(target.prompts), generator=state.generator)[:share].tolist():
-                prompts.append(target.prompts[i])
-                anchors.append(goals[i])
-        return prompts, anchors

@@ -9,7 +9,8 @@ closed form; kept concepts and, by a ridge, everything else stay.
 The sums run over token encodings: a token of the concept's prompt is paired with the corresponding one of the same
 prompt about the anchor. Without an anchor that is the same prompt without the concept's word, so that what the rest of
 the prompt says (a style, say) is read as before; anchorless="empty" pairs with the empty prompt, as the paper does.
-Encodings are weighted so that erased and kept ones have the same total weight, however many there are.
+Encodings are weighted so that erased and kept ones have the same total weight, however many there are; of the prompts
+of hundreds of concepts, and of all that a world knows, a sample is looked at.
 
 Differs     The authors erase and keep bare names and begin at the name's last token; here whole prompts, from the
             first token on that the word changes. Their lambda is absolute and their inverse in float32; here lambda is
@@ -34,7 +35,7 @@ from ..kernel.closedform import Rewrite
 from ..kernel.descent import mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
-from .base import Anchorless, Needs, Paper, kept, readers, readings
+from .base import UNIFIED, Anchorless, Needs, Paper, kept, readers, readings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,22 +45,16 @@ class UCE:
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or the paper's empty"] = "blank"
     ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.01
     preserve: Annotated[float, Ge(0), Le(1e6), "weight of the kept concepts against the erased ones"] = 3.0
+    sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512
 
     family: ClassVar[str] = "closed form"
-    paper: ClassVar[Paper] = Paper(
-        "gandikota2024unified",
-        "Unified Concept Editing in Diffusion Models",
-        "Gandikota, Rohit and Orgad, Hadas and Belinkov, Yonatan and Materzynska, Joanna and Bau, David",
-        2024,
-        "Winter Conference on Applications of Computer Vision",
-        "2308.14761",
-    )
+    paper: ClassVar[Paper] = UNIFIED
     needs: ClassVar[Needs] = Needs(text=True)
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Solve for every text reader; yields one Step, returns the edit."""
-        x, y = readings(model, targets, self.anchorless)
-        keep, weights = kept(model, targets), readers(model)
+        x, y = readings(model, targets, self.anchorless, self.sample, state.generator)
+        keep, weights = kept(model, targets, self.sample), readers(model)
         rewrite = Rewrite(x.shape[1], x.device)
         rewrite.add(x, y)
         if keep is not None:

@@ -107,7 +107,7 @@ def pretrain(
     words: CLIPTokenizer,
     entries: Sequence[Entry],
     sketches: Tensor,
-    steps: int = 2500,
+    steps: int = 4500,
     name: str = "text",
 ) -> None:
     """Teach the text encoder, before any picture is drawn, what captions say and what the drawings look like.
