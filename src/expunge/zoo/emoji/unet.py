@@ -128,7 +128,8 @@ class Probes(nn.Module):
         super().__init__()
         self.told: list[Tensor] = []
         self.placed: list[Tensor] = []
-        drawing, place = [], []
+        drawing: list[nn.Module] = []
+        place: list[nn.Module] = []
         for block in unet.up_blocks[:-1]:
             attention, upsampler = block.attentions[-1], block.upsamplers[0]
             attention.register_forward_hook(lambda _, __, out: self.told.append(out[0]))
