@@ -111,8 +111,9 @@ class UNetModel(Model):
         """Return (prompt, the part that is cut off) for every prompt longer than the encoder's window."""
         tokenizer = self.pipe.tokenizer
         out = []
-        for prompt in prompts:
-            ids = tokenizer(self.soft.spelled(prompt), truncation=False, verbose=False).input_ids
+        spelled = [self.soft.spelled(prompt) for prompt in prompts]
+        encoded = tokenizer(spelled, truncation=False, verbose=False).input_ids if spelled else []
+        for prompt, ids in zip(prompts, encoded, strict=True):
             if len(ids) > tokenizer.model_max_length:
                 out.append((prompt, tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])))
         return out
