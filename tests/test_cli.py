@@ -288,7 +288,7 @@ def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     )
     card = Run.open(tmp_path / "r").card
     assert card.method == "uce"
-    assert card.settings == {"anchorless": "blank", "ridge": 0.25, "preserve": 2.0}
+    assert card.settings == {"anchorless": "blank", "ridge": 0.25, "preserve": 2.0, "sample": 512}
 
 
 @pytest.mark.parametrize(
