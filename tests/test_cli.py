@@ -161,7 +161,7 @@ def test_completion_reads_the_same_settings_as_the_class(method: str) -> None:
 
 def test_completion_offers_every_paper() -> None:
     from expunge import complete, methods
-    from expunge.methods.base import ALSO
+    from expunge.papers import ALSO
 
     assert set(complete.papers("")) == {*methods.names(), *ALSO}
 

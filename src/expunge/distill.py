@@ -32,7 +32,8 @@ from .kernel.model import Model
 from .kernel.state import State, Step
 from .kernel.student import Ema
 from .kernel.watch import Watch, spaced
-from .methods.base import Needs, Paper
+from .methods.base import Needs
+from .papers import Paper
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,9 @@ from ..kernel.path import native
 from ..kernel.sampler import clean, trajectory
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
-from ..methods.base import Needs, Paper
+from ..methods.base import Needs
 from ..methods.sfd import SFD
+from ..papers import Paper
 from ..zoo.emoji.world import STYLES
 from .methods import folder_of, rows, scores_of, table
 

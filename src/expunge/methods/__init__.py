@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from ..errors import SettingError, nearest
 
 if TYPE_CHECKING:
-    from .base import Needs, Paper
+    from ..papers import Paper
+    from .base import Needs
 
 METHODS: dict[str, str] = {
     "allbutone": "AllButOne",
@@ -61,7 +62,7 @@ def paper(name: str) -> Paper:
     Raises:
         SettingError: no such method or publication.
     """
-    also: dict[str, Paper] = import_module(".base", __name__).ALSO
+    also: dict[str, Paper] = import_module("..papers", __name__).ALSO
     found: Paper = also[name] if name in also else get(name).paper
     return found
 

@@ -36,7 +36,8 @@ from ..kernel.descent import Descent, mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.terms import held, some
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

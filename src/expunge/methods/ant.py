@@ -42,7 +42,8 @@ from ..kernel.model import Model
 from ..kernel.salient import Salient
 from ..kernel.state import State, Step
 from ..kernel.terms import errors, held, is_late, over, some
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

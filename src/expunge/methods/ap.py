@@ -45,8 +45,9 @@ from ..kernel.model import Model
 from ..kernel.neighbours import encoded, nearest, thinned
 from ..kernel.state import State, Step
 from ..kernel.terms import Space, distance, held, some
+from ..papers import Paper
 from ..vocabulary import instead, vocabulary
-from .base import Needs, Paper, conditions, kept
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

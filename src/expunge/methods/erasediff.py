@@ -40,7 +40,8 @@ from ..kernel.model import Model
 from ..kernel.path import x0_and_eps
 from ..kernel.saliency import gradient
 from ..kernel.state import State, Step
-from .base import Needs, Paper
+from ..papers import Paper
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,8 @@ from ..kernel.model import Model
 from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.terms import gated, held, is_late, some
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

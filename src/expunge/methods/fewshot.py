@@ -40,7 +40,8 @@ from ..kernel.model import Model
 from ..kernel.neighbours import encoded
 from ..kernel.pool import Pool
 from ..kernel.state import State, Step
-from .base import Needs, Paper
+from ..papers import Paper
+from .base import Needs
 
 BETAS = (0.9, 0.98)  # the authors'
 

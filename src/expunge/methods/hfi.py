@@ -45,7 +45,8 @@ from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

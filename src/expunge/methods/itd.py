@@ -42,8 +42,9 @@ from ..errors import EmptySelection, NeedsError
 from ..kernel.model import Model
 from ..kernel.sae import SAE, Ablation, active
 from ..kernel.state import State, Step
+from ..papers import Paper
 from ..sae import batches, find, states
-from .base import Needs, Paper
+from .base import Needs
 
 Look = Callable[[Sequence[str]], Tensor]
 

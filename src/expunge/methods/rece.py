@@ -40,7 +40,8 @@ from ..kernel.closedform import Rewrite
 from ..kernel.descent import mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
-from .base import Anchorless, Needs, Paper, kept, readers, readings
+from ..papers import Paper
+from .base import Anchorless, Needs, kept, readers, readings
 
 
 @dataclass(frozen=True, kw_only=True)

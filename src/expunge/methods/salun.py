@@ -43,7 +43,8 @@ from ..kernel.model import Model
 from ..kernel.pool import Pool
 from ..kernel.saliency import MeanGradient, shrink, top
 from ..kernel.state import State, Step
-from .base import Needs, Paper
+from ..papers import Paper
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.watch import Watch, spaced
-from .base import Needs, Paper
+from ..papers import Paper
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)

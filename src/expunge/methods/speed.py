@@ -44,7 +44,8 @@ from ..kernel.closedform import null_space, restricted
 from ..kernel.descent import mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
-from .base import Anchorless, Needs, Paper, kept, readers, readings
+from ..papers import Paper
+from .base import Anchorless, Needs, kept, readers, readings
 
 DIRECTIONS = 3  # of the empty prompt that are invariant, beside its start token
 

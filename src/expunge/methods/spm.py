@@ -47,7 +47,8 @@ from ..kernel.descent import Descent, mse
 from ..kernel.gate import Membranes, named, planted
 from ..kernel.model import Model
 from ..kernel.state import State, Step
-from .base import Needs, Paper, conditions
+from ..papers import Paper
+from .base import Needs, conditions
 
 GROUP = "transformer-blocks"
 

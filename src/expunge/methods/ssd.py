@@ -38,7 +38,8 @@ from ..kernel.descent import mse
 from ..kernel.model import Model
 from ..kernel.saliency import MeanGradient, top
 from ..kernel.state import State, Step
-from .base import Needs, Paper, conditions, kept
+from ..papers import Paper
+from .base import Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ from ..kernel.model import Model
 from ..kernel.neighbours import thinned
 from ..kernel.residual import rewritten
 from ..kernel.state import State, Step
+from ..papers import UNIFIED, Paper
 from ..vocabulary import elsewhere
-from .base import UNIFIED, Anchorless, Needs, Paper, goals
+from .base import Anchorless, Needs, goals
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ from ..kernel.closedform import Rewrite
 from ..kernel.descent import mse
 from ..kernel.model import Model
 from ..kernel.state import State, Step
-from .base import UNIFIED, Anchorless, Needs, Paper, kept, readers, readings
+from ..papers import UNIFIED, Paper
+from .base import Anchorless, Needs, kept, readers, readings
 
 LOOKED_AT = 2048  # tokens, of which the record says how far they are from their goals
 

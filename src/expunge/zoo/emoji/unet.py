@@ -219,6 +219,25 @@ def noised(x0: Tensor, alpha_bar: Tensor, rng: torch.Generator) -> tuple[Tensor,
     return a * x0 + s * eps, a * eps - s * x0, t, weight
 
 
+def lesson(
+    unet: UNet2DConditionModel,
+    gazes: Sequence[Gaze],
+    probes: Probes,
+    x0: Tensor,
+    encoded: Tensor,
+    alpha_bar: Tensor,
+    rng: torch.Generator,
+) -> Tensor:
+    """Return the loss of latents x0 (b, 4, 16, 16) drawn by their captions' encodings (b, n, d)."""
+    device = encoded.device
+    z, v, t, weight = (x.to(device) for x in noised(x0, alpha_bar, rng))
+    with half(device):
+        out = unet(z, t, encoder_hidden_states=encoded).sample
+        aid = probes.loss(x0.to(device), 1 - alpha_bar.to(device)[t])
+    error: Tensor = (weight * (out.float() - v).square()).mean()
+    return error + GAZE * torch.stack([gaze.loss() for gaze in gazes]).mean() + aid
+
+
 def train(
     work: Path,
     count: int,
@@ -249,8 +268,7 @@ def train(
     left_out = named(pictures.entries, without)
     tail = lacking(pictures.entries, left_out)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval().to(device)
-    objects = chosen(pictures, work, count)
-    shown = [i for i in objects if i not in left_out]
+    shown = [i for i in chosen(pictures, work, count) if i not in left_out]
     kept = [i for i in range(len(pictures.entries)) if i not in left_out]
     latents = encode(work, pictures, vae)
     words = text.tokenizer(pictures.entries)
@@ -271,13 +289,9 @@ def train(
         dice = random.Random(step)
         which, captions = asked(pictures, shown, batch, dice)
         x0 = latents[tuple(which)].float()
-        z, v, t, weight = (x.to(device) for x in noised(x0, noise.alphas_cumprod, rng))
-        with half(pictures.device):
+        with torch.no_grad(), half(pictures.device):
             encoded = reader(text.tokens(words, captions).to(device)).last_hidden_state @ matrix
-            out = unet(z, t, encoder_hidden_states=encoded).sample
-            aid = probes.loss(x0.to(device), 1 - noise.alphas_cumprod.to(device)[t])
-        error: Tensor = (weight * (out.float() - v).square()).mean()
-        return error + GAZE * torch.stack([gaze.loss() for gaze in gazes]).mean() + aid
+        return lesson(unet, gazes, probes, x0, encoded, noise.alphas_cumprod, rng)
 
     states = {"unet": unet, "probes": probes, "ema": ema}
     loop(name + tail, work, steps, states, optimizer, lambda i: cosine(i, steps, flat=0.3), update, after=ema.update)
