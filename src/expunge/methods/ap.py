@@ -116,10 +116,8 @@ class AP:
                 foe.search((i // self.every - 1) % len(targets), z_t, s)
             c_a = Condition.cat([foe.condition(owner[j]) for j in k.tolist()])
             if self.adaptive:
-                prompts = [
-                    p for j, own in enumerate(targets) for p in instead(own, words[j][foe.index[j]], model.world)
-                ]
-                e_a = e_0 = e(x_t, t, model.encode([prompts[j] for j in k.tolist()]))
+                near = [p for j, own in enumerate(targets) for p in instead(own, words[j][foe.index[j]], model.world)]
+                e_a = e_0 = e(x_t, t, model.encode([near[j] for j in k.tolist()]))
             else:
                 e_a, e_0 = e(x_t, t, a[k]), e(x_t, t, null)
             target = e_a - self.eta * (e(x_t, t, c[k]) - e_0)
