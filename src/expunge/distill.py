@@ -32,7 +32,7 @@ from .kernel.model import Model
 from .kernel.state import State, Step
 from .kernel.student import Ema
 from .kernel.watch import Watch, spaced
-from .methods.base import Needs
+from .methods.base import File, Needs
 from .papers import Paper
 
 
@@ -57,7 +57,7 @@ class SiD:
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 1.5e-4
     batch: Annotated[int, Ge(1), Le(8192), "samples an update"] = 32
     decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.99
-    prompts: Annotated[str, "file of prompts, one a line; empty: all that the model's world knows"] = ""
+    prompts: Annotated[File, "file of prompts, one a line; empty: all that the model's world knows"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 100
 
     family: ClassVar[str] = "distillation"

@@ -244,6 +244,7 @@ class _Drive:
             status=status,
             samples_seen=self.done * int(self.request["settings"].get("batch", 0)),
             make_images=self.request.get("make_images", 0),
+            contents=self.request.get("contents", {}),
         )
 
     def _seconds(self) -> float:

@@ -187,6 +187,17 @@ def files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES and p not in sheets)
 
 
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of what a folder's pictures are and show, in their order."""
+    told, whole = dict(rejected(folder)) if is_study(folder) else {}, hashlib.sha256()
+    for path in files(folder):
+        text = path.with_suffix(".txt")
+        shows = told[path].encode() if path in told else text.read_bytes() if text.is_file() else b""
+        # each hashed by itself, so that none can run over into the next
+        whole.update(hashlib.sha256(path.read_bytes()).digest() + hashlib.sha256(shows).digest())
+    return whole.hexdigest()
+
+
 def pictures(folder: Path, size: int) -> Tensor:
     """Read every picture of a folder, (n, 3, size, size) in [0, 1]: the centre square, transparent parts white.
 

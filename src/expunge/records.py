@@ -58,6 +58,7 @@ class Card:
         status: "complete", or "diverged at step 12".
         samples_seen: updates times batch size; 0 in closed form.
         make_images: pictures that were drawn of each concept, and as many to retain, for the method to learn from.
+        contents: SHA-256 of what each file and folder held that the run learned from, by what it was given as.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Card:
     status: str = "complete"
     samples_seen: int = 0
     make_images: int = 0
+    contents: dict[str, str] = field(default_factory=dict)
 
     @property
     def concepts(self) -> list[Json]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from . import checkpoint, pictures, tokens
+from . import checkpoint, pictures, sae, tokens
 from .concept import Targets
 from .errors import BadRun
+from .feedback.verdict import is_study
+from .methods.base import FILE
 from .records import CARD, CHECKPOINT, EDIT, Run, need_empty
 from .storage import sweep
 
@@ -39,8 +42,31 @@ def request_of(
         request["make_images"] = make_images
     if probe:
         request["probe"] = {"until": probe.until, "every": probe.every}
+    if found := contents(model, targets, method):
+        request["contents"] = found
     plain: dict[str, Any] = json.loads(json.dumps(request, default=str))
     return plain
+
+
+def contents(model: Model, targets: Sequence[Targets], method: Method) -> dict[str, str]:
+    """Return a hash of what each file and folder holds that the run learns from; one that cannot be read has none."""
+    settings: Any = method
+    hints, values, needs = get_type_hints(type(method), include_extras=True), asdict(settings), method.needs
+    files = {k: Path(v) for k, v in values.items() if v and FILE in getattr(hints[k], "__metadata__", ())}
+    if needs.sae and (path := sae.place(model, values["sae"])):
+        files["sae"] = path
+    folders: dict[str, Path] = {}
+    for c in (t.concept for t in targets):
+        if c.embedding:
+            files[f"embedding of {c.name!r}"] = c.embedding
+        # a study is read once, into its token: people may go on rating while the run lasts
+        if c.images and (needs.images or not (c.embedding or is_study(c.images))):
+            folders[f"images of {c.name!r}"] = c.images
+        if c.keep_images and needs.retained:
+            folders[f"keep_images of {c.name!r}"] = c.keep_images
+    # whoever reads a file says what is wrong with it
+    found = {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in files.items() if path.is_file()}
+    return found | {k: pictures.digest(folder) for k, folder in folders.items()}
 
 
 def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, Any] | Path | None:
@@ -67,6 +93,8 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
         card = Run.open(out).card
         if card.status == "complete":
             done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
+            # cards of older versions do not say what the files held
+            done["contents"] = card.contents or request.get("contents", {})
             _check_same(out, done | {"make_images": card.make_images or None}, request)
             # killed between the last two writes of a run that was whole
             (out / CHECKPOINT).unlink(missing_ok=True)
@@ -94,6 +122,12 @@ def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> N
         old, new = former["settings"], request["settings"]
         differs += [
             f"setting {k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in {**old, **new} if old.get(k) != new.get(k)
+        ]
+        was, now = former.get("contents", {}), request.get("contents", {})
+        differs += [
+            f"contents of {k}: {was.get(k, 'none')[:12]} then, {now.get(k, 'none')[:12]} now"
+            for k in {**was, **now}
+            if was.get(k) != now.get(k)
         ]
     if former["concepts"] != request["concepts"]:
         names = [" and ".join(c["name"] for c in r["concepts"]) for r in (former, request)]

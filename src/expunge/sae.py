@@ -105,15 +105,19 @@ class Dictionary:
             raise NeedsError(f"{path} holds no sparse autoencoder: {error}. Make one with `expunge sae`.") from error
 
 
+def place(model: Model, given: str) -> Path | None:
+    """Return where a model's autoencoders are read from: the file given, or the one beside its weights."""
+    beside = None if model.folder is None else model.folder / FILE
+    return Path(given) if given else beside
+
+
 def find(model: Model, given: str) -> Dictionary:
     """Return the autoencoders of a model: of the file given, or of the one beside its weights.
 
     Raises:
         NeedsError: no text encoders, no file, or one made for other text encoders.
     """
-    text = model.need_text()
-    beside = None if model.folder is None else model.folder / FILE
-    path = Path(given) if given else beside
+    text, path = model.need_text(), place(model, given)
     how = (
         f"Train one, which takes minutes: `expunge sae {model.name} --out {FILE}"
         f"{'' if model.world else ' --prompts FILE'}`, then --set sae={FILE}."

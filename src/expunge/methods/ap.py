@@ -47,7 +47,7 @@ from ..kernel.state import State, Step
 from ..kernel.terms import Space, distance, held, some
 from ..papers import Paper
 from ..vocabulary import instead, vocabulary
-from .base import Needs, conditions, kept
+from .base import File, Needs, conditions, kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class AP:
     adversary: Annotated[Search, "search for c_a: exact, gumbel or pgd"] = "exact"
     adaptive: Annotated[bool, "erase towards the adversary (AGE)"] = False
     adversarial: Annotated[float, Ge(0), Le(100), "lambda: weight of the adversary's term"] = 1.0
-    vocabulary: Annotated[str, "file of words, one a line; empty: the model's world, or a list shipped here"] = ""
+    vocabulary: Annotated[File, "file of words, one a line; empty: the model's world, or a list shipped here"] = ""
     near: Annotated[int, Ge(2), Le(100_000), "words nearest to the concept that are considered"] = 100
     candidates: Annotated[int, Ge(2), Le(10_000), "words, spread over those, that c_a is sought among"] = 32
     every: Annotated[int, Ge(1), Le(10_000), "updates between two searches"] = 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from ..kernel.state import State, Step
 from ..papers import Paper
 
 Anchorless = Literal["blank", "empty"]
+FILE = object()
+File = Annotated[str, FILE]  # a setting that names a file to learn from: what the file holds is then part of the run
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from ..kernel.sae import SAE, Ablation, active
 from ..kernel.state import State, Step
 from ..papers import Paper
 from ..sae import batches, find, states
-from .base import Needs
+from .base import File, Needs
 
 Look = Callable[[Sequence[str]], Tensor]
 
@@ -53,7 +53,7 @@ Look = Callable[[Sequence[str]], Tensor]
 class ItD:
     """Interpret then deactivate; the module's docstring has the equations."""
 
-    sae: Annotated[str, "file of the autoencoder; empty for the one beside the model's weights"] = ""
+    sae: Annotated[File, "file of the autoencoder; empty for the one beside the model's weights"] = ""
     top: Annotated[int, Ge(1), Le(4096), "K: strongest features of a prompt"] = 32
     shared: Annotated[
         float, Ge(0), Le(1), "share of neutral prompts that may have a chosen feature; 0 in the paper"

@@ -41,7 +41,7 @@ from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.watch import Watch, spaced
 from ..papers import Paper
-from .base import Needs
+from .base import File, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class SFD:
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 3e-4
     batch: Annotated[int, Ge(1), Le(4096), "retained and as many forgotten samples an update"] = 16
     decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.95
-    prompts: Annotated[str, "file of prompts to retain, one a line; empty: the kept concepts'"] = ""
+    prompts: Annotated[File, "file of prompts to retain, one a line; empty: the kept concepts'"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 25
 
     family: ClassVar[str] = "score distillation"
