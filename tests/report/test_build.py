@@ -104,6 +104,22 @@ def test_a_gold_standard_names_the_recipe_that_made_it(make_run, kind, recipe, s
     assert "expunge erase" not in said
 
 
+def test_a_gold_standard_s_commands_have_its_options(make_run):
+    run = make_run()
+    gold = replace(run.card, concept={"name": "bomb", "kind": "object"}, method="retrain", steps=150)
+    run.write_card(replace(gold, model="my base", settings={"work": "my work", "name": "small"}))
+    said, recipe = text(build([run])).replace(" \\", ""), "python -m expunge.zoo"
+    assert f"{recipe}.emoji unet --without bomb --work 'my work' --name small --steps 150" in said
+    options = f"--without bomb --work 'my work' --name small --base 'my base' --out {run.folder}"
+    assert f"{recipe}.emoji gold {options}" in said
+    # the recipe of classes knows its base by world and work folder
+    kind = {"name": "cat", "kind": "class"}
+    run.write_card(replace(gold, concept=kind, model="w/pipeline", settings={"world": "cifar10", "work": "w"}))
+    said = text(build([run])).replace(" \\", "")
+    assert f"{recipe}.fashion ddpm --without cat --world cifar10 --work w --steps 150" in said
+    assert f"{recipe}.fashion gold --without cat --world cifar10 --work w --out {run.folder}" in said
+
+
 def test_a_distillation_has_a_page(make_run):
     run = make_run(audited=False)
     run.write_card(replace(run.card, concept={}, method="sid", kind="generator", settings={"steps": 3, "prompts": ""}))

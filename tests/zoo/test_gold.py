@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from expunge.concept import Concept
 from expunge.edits import load_edit
 from expunge.errors import BadModel, BadRun, ConceptError, NeedsError
 from expunge.records import Run
+from expunge.zoo.emoji import __main__ as emoji
+from expunge.zoo.emoji import world
+from expunge.zoo.fashion import __main__ as fashion
 from expunge.zoo.gold import gold
 
 ASK = {"prompts": ["a bomb", "cat"], "seeds": [0, 1], "steps": 2, "guidance": 3.0}
@@ -69,6 +73,27 @@ def test_bad_input_is_told_before_anything_is_written(folder: Path, tmp_path: Pa
     assert not out.exists()
     with pytest.raises(BadRun, match="not empty"):
         gold("tiny", folder, BOMB, folder, tmp_path / "log")
+
+
+def test_the_card_says_where_the_recipe_worked(tmp_path: Path) -> None:
+    classes = tiny.save_class_model(tmp_path / "classes")
+    said = {"world": "cifar10", "work": "w"}
+    gold(str(classes), classes, [Concept("1", kind="class")], tmp_path / "run", tmp_path / "log", said)
+    assert Run.open(tmp_path / "run").card.settings == said
+
+
+def test_the_recipes_hand_on_what_is_not_their_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, str]] = []
+    monkeypatch.setattr("expunge.zoo.gold.gold", lambda *_, settings: told.append(settings))
+    (tmp_path / "objects.json").write_text(json.dumps(world.objects()[:2]))
+    name = world.objects()[0]["name"]
+    emoji.gold([name], tmp_path / "out", tmp_path, "small")
+    monkeypatch.setattr(emoji, "WORK", tmp_path)
+    emoji.gold([name], tmp_path / "out", tmp_path)
+    fashion.gold("cat", tmp_path / "out", "cifar10", tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    fashion.gold("Sneaker", tmp_path / "out")
+    assert told == [{"work": str(tmp_path), "name": "small"}, {}, {"world": "cifar10", "work": str(tmp_path)}, {}]
 
 
 def test_a_training_too_short_for_a_log_is_still_a_run(tmp_path: Path) -> None:

@@ -177,8 +177,15 @@ def _commands(run: Contents) -> list[str]:
 def _retraining(run: Contents) -> list[str]:
     """Spell the commands of the recipe that make a model which has never seen the concepts."""
     world, stage = ("fashion", "ddpm") if run.card.concept.get("kind") == "class" else ("emoji", "unet")
-    recipe, without = ["python", "-m", f"expunge.zoo.{world}"], [["--without", c["name"]] for c in run.card.concepts]
-    return [_wrapped([[*recipe, stage], *without]), _wrapped([[*recipe, "gold"], *without, ["--out", run.path]])]
+    recipe, card = ["python", "-m", f"expunge.zoo.{world}"], run.card
+    common = [["--without", c["name"]] for c in card.concepts] + [[f"--{k}", v] for k, v in card.settings.items()]
+    steps = [["--steps", card.steps]] if card.steps else []
+    # the recipe of classes finds its base by itself
+    base = [["--base", card.model]] if world == "emoji" and card.model != world else []
+    return [
+        _wrapped([[*recipe, stage], *common, *steps]),
+        _wrapped([[*recipe, "gold"], *common, *base, ["--out", run.path]]),
+    ]
 
 
 def _making(run: Contents) -> str:

@@ -5,7 +5,7 @@ Audits, reports and attacks then read it like any other run. Its edit replaces e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +19,14 @@ from ..records import EDIT, Card, Run, need_empty
 from .emoji.training import last
 
 
-def gold(base: str, folder: Path, concepts: Sequence[Concept], out: Path, log: Path) -> WeightEdit:
+def gold(
+    base: str,
+    folder: Path,
+    concepts: Sequence[Concept],
+    out: Path,
+    log: Path,
+    settings: Mapping[str, str] | None = None,
+) -> WeightEdit:
     """Write the run whose edit turns a base into the model that was retrained without some concepts.
 
     Args:
@@ -28,6 +35,7 @@ def gold(base: str, folder: Path, concepts: Sequence[Concept], out: Path, log: P
         concepts: what it has never seen; at least one.
         out: folder of the run.
         log: of the retraining; its last line says what it cost.
+        settings: options that the recipe was given beside its defaults, by name; the report repeats them.
 
     Raises:
         NeedsError: nothing was retrained.
@@ -52,8 +60,8 @@ def gold(base: str, folder: Path, concepts: Sequence[Concept], out: Path, log: P
     first, *also = (c.resolved(before.world).to_json() for c in concepts)
     told = last(log)
     card = Card(
-        method="retrain", settings={}, concept=first, also=also, model=base, base_hash=before.hash, seed=0,
-        version=__version__, kind=WeightEdit.kind, seconds=round(told.get("seconds", 0.0), 3),
+        method="retrain", settings=dict(settings or {}), concept=first, also=also, model=base, base_hash=before.hash,
+        seed=0, version=__version__, kind=WeightEdit.kind, seconds=round(told.get("seconds", 0.0), 3),
         steps=told.get("step", 0), created=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
     edit = WeightEdit(values, card)

@@ -69,7 +69,8 @@ def gold(
     entries = listed(work)
     left_out = named(entries, without)
     tail, concepts = lacking(entries, left_out), [Concept(entries[i]["name"]) for i in left_out]
-    standard.gold(base, work / f"pipeline{tail}", concepts, out, work / f"{name}{tail}.jsonl")
+    given = {k: v for k, v in (("work", str(work)), ("name", name)) if v not in (str(WORK), "unet")}
+    standard.gold(base, work / f"pipeline{tail}", concepts, out, work / f"{name}{tail}.jsonl", settings=given)
 
 
 @app.command()

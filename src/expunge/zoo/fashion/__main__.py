@@ -82,7 +82,9 @@ def gold(
     left_out = absent(of, without)
     base = of.world if of is FASHION else str(folder / "pipeline")
     concept, log = Concept(of.classes[left_out], kind="class"), folder / f"ddpm-without-{left_out}.jsonl"
-    standard.gold(base, folder / f"pipeline-without-{left_out}", [concept], out, log)
+    given = {"world": world} if of is not FASHION else {}
+    given |= {"work": str(work)} if work else {}
+    standard.gold(base, folder / f"pipeline-without-{left_out}", [concept], out, log, settings=given)
 
 
 @app.command()
