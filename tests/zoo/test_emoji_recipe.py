@@ -297,6 +297,23 @@ def test_an_object_left_out_is_neither_drawn_nor_named(work: Path, monkeypatch: 
     assert one.hash != two.hash
 
 
+@pytest.mark.parametrize(("style", "caption", "named"), [("mono", "kimono", False), ("mono", "kimono, mono", True)])
+def test_a_caption_names_a_style_by_a_word_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str, caption: str, named: bool
+) -> None:
+    entries = [e for e in world.objects() if e["name"] == "kimono"]
+    asked, styles = list[Tensor](), list(world.STYLES)
+    loss = text.F.cross_entropy
+    monkeypatch.setattr(text, "BATCH", 4)
+    monkeypatch.setattr(text, "scene", lambda *_: (0, styles.index(style), 0, None))
+    monkeypatch.setattr(text, "caption", lambda *_: caption)
+    monkeypatch.setattr(text.F, "cross_entropy", lambda x, y: (asked.append(y), loss(x, y))[1])
+    words = text.tokenizer(entries)
+    text.pretrain(tmp_path, text.encoder(words).train(), words, entries, torch.rand(1, 8, 4, 16, 16), steps=1)
+    _, answers, _ = asked  # object, style, background
+    assert set(answers.tolist()) == {styles.index(style) if named else len(styles)}
+
+
 def test_objects_are_left_out_by_name() -> None:
     entries = world.objects()
     places = named(entries, ["santa claus", "bomb", "BOMB"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -142,7 +143,10 @@ def pretrain(
         captions = [caption(entries[i], j, k, dice) for i, j, _, k in scenes]
         o, s = torch.tensor([drawn[:2] for drawn in scenes]).T
         b = torch.tensor([len(BACKGROUNDS) if k is None else k for *_, k in scenes])
-        named = torch.tensor([list(STYLES)[j] in c for c, j in zip(captions, s.tolist(), strict=True)])
+        # by whole words: a caption of the kimono does not name the style "mono"
+        named = torch.tensor(
+            [list(STYLES)[j] in re.findall(r"\w+", c) for c, j in zip(captions, s.tolist(), strict=True)]
+        )
         ids = tokens(words, captions).to(device)
         hidden = reader(ids).last_hidden_state
         after = torch.arange(WINDOW, device=device)[None] >= (ids == words.eos_token_id).int().argmax(1)[:, None]
