@@ -21,7 +21,7 @@ from expunge.backbones.unet import UNetModel
 from expunge.concept import Concept, Targets, World
 from expunge.door import erase
 from expunge.edits import Edit, load_edit
-from expunge.errors import BadStudy, ConceptError, NeedsError, WeakReward
+from expunge.errors import BadStudy, ConceptError, KeepsNothing, NeedsError, WeakReward
 from expunge.feedback import Study
 from expunge.feedback.agreement import Estimate
 from expunge.judges.embedding import embedding
@@ -94,9 +94,10 @@ def same(a: Edit, b: Edit) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def told(model: UNetModel, *concepts: Concept, method: str = "uce") -> tuple[Targets, ...]:
+def told(model: UNetModel, *concepts: Concept, method: Any = "uce") -> tuple[Targets, ...]:
     targets = tuple(c.resolve(model.world) for c in concepts)
-    with tokens.spoken(model, targets, made(method), {"seed": 0, "settings": SHORT}, None, None) as spoken:
+    method = made(method) if isinstance(method, str) else method
+    with tokens.spoken(model, targets, method, {"seed": 0, "settings": SHORT}, None, None) as spoken:
         return spoken
 
 
@@ -162,9 +163,39 @@ def test_what_one_study_rejects_no_other_keeps(model: UNetModel, study: Path, tm
             cold.rate("ann", i + 1, "concept" if PROMPTS[i % 6] in COLD else "not")
     concepts = Concept("heat", images=study), Concept("frost", images=tmp_path / "s")
     assert [set(t.keeps) for c in concepts for t in told(model, c)] == [set(COLD), set(HOT)]
-    both = told(model, *concepts)
+    with pytest.warns(KeepsNothing, match="heat and .*/s, so nothing to retain"):
+        both = told(model, *concepts)
     assert [set(t.rejected) for t in both] == [set(HOT), set(COLD)]
     assert [t.keeps for t in both] == [(), ()]
+
+
+@pytest.fixture(scope="module")
+def one_prompt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of one prompt, most of whose pictures people reject: none is left that they accept."""
+    folder = tmp_path_factory.mktemp("studies") / "fire"
+    with Study.create(folder, [("fire", i) for i in range(24)], concept="heat") as opened:
+        for i in range(24):
+            opened.put(i + 1, picture(6 * i + (0 if i % 3 else 3)))  # red, and a blue one now and then
+            opened.rate("ann", i + 1, "concept" if i % 3 else "not")
+    return folder
+
+
+def test_a_study_that_keeps_nothing_is_told(model: UNetModel, study: Path, one_prompt: Path) -> None:
+    fire = Concept("fire", images=one_prompt)
+    with pytest.warns(KeepsNothing, match=r"people accept no prompt of .*fire.*--keep") as caught:
+        told(model, fire, method="hfi")
+    assert len(caught) == 1
+    with pytest.raises(NeedsError, match=r"ssd weighs .* people accept no prompt of .*fire.*--keep"):
+        told(model, fire, method="ssd")
+    for concepts, method in (
+        ([replace(fire, keep=("sea",))], made("hfi")),
+        ([fire, Concept("heat", images=study)], made("hfi")),
+        ([fire], made("hfi", preserve=0)),
+        ([fire], made("sfd", prompts="prompts.txt")),
+    ):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            told(model, *concepts, method=method)
 
 
 def test_a_study_is_not_told_that_its_label_is_unknown(study: Path) -> None:

@@ -98,6 +98,10 @@ class KeepsAll(ExpungeWarning):
     """A concept's label is unknown to the model's world, so that nothing of the world is left out of what is kept."""
 
 
+class KeepsNothing(ExpungeWarning):
+    """People accept no prompt of a study, so that it gives nothing to retain."""
+
+
 def near(word: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` allowed words that resemble `word`, the most similar first, ignoring case."""
     spelled: dict[str, str] = {}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import studies
 from .concept import Concept, Targets, World
-from .errors import BadRun, ConceptError, Diverged, KeepsAll, NeedsError, Unsupported
+from .errors import BadRun, ConceptError, Diverged, KeepsAll, KeepsNothing, NeedsError, Unsupported
 from .feedback.verdict import is_study
 from .judges.embedding import embedding
 from .kernel.inversion import invert, start
@@ -121,6 +121,9 @@ def spoken(
         request: what makes two runs the same; kept with the vectors, so that another run never uses them.
         out: the run's folder: vectors found there are used, new ones are written there.
         progress: called after each update of an inversion.
+
+    Raises:
+        NeedsError: the method cannot do without prompts to retain, and the studies give none.
     """
     told, soft, records = list(targets), dict[str, "Vectors"](), list[dict[str, Any]]()
     for i, target in enumerate(targets):
@@ -143,8 +146,10 @@ def spoken(
     if model.text is None or not soft:
         yield targets
         return
+    agreed = _agreed(told)
+    _need_keeps(agreed, method)
     with model.text.tokens(soft):
-        yield _agreed(told)
+        yield agreed
 
 
 @contextmanager
@@ -261,6 +266,24 @@ def _agreed(told: Sequence[Targets]) -> tuple[Targets, ...]:
     """Return targets none of which keeps a prompt that the study of another rejects."""
     against = {prompt for target in told for prompt in target.rejected}
     return tuple(replace(t, keeps=tuple(k for k in t.keeps if k not in against)) for t in told)
+
+
+def _need_keeps(targets: Sequence[Targets], method: Method) -> None:
+    """Warn where studies, which say what to keep, leave nothing; raise NeedsError if the method cannot do without."""
+    studied = [str(t.concept.images) for t in targets if _is_rated(t.concept, method)]
+    if not studied or any(t.keeps for t in targets):
+        return
+    why = f"people accept no prompt of {' and '.join(studied)}"
+    mend = "List what to retain: Concept(keep=...) or --keep; or let people rate pictures of further prompts."
+    if method.needs.keeps:
+        name = type(method).__name__.lower()
+        raise NeedsError(f"{name} weighs the concept against what is retained, and {why}. {mend}")
+    settings: Any = method
+    known = asdict(settings)
+    # what is told by its own setting to retain nothing, or a file of prompts, asks nothing of a study
+    if known.get("preserve") != 0 and not known.get("prompts"):
+        # the caller of `erase`, beyond `spoken` and the context manager around it
+        warnings.warn(f"{why}, so nothing to retain comes from there. {mend}", KeepsNothing, stacklevel=5)
 
 
 def _placeholder(name: str, taken: dict[str, Vectors]) -> str:
