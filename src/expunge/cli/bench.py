@@ -54,7 +54,7 @@ def methods(
     from ..storage import write_atomic
 
     model = load("emoji", device=target)
-    todo = [c for c in grid.cells(chosen, asked) if not grid.finished(work, *c, model.hash)]
+    todo = [c for c in grid.grid(chosen, asked) if not grid.finished(work, *c, model.hash)]
     terminal.say(f"Plan: {len(todo)} cells of a method and a target, a few minutes each; finished ones are kept.")
     with terminal.bars() as tick:
         grid.run(model, todo, work, tick)
