@@ -125,6 +125,8 @@ def test_cite(capsys: pytest.CaptureFixture[str]) -> None:
     # papers that are settings of a method
     assert "2501.18950" in expect(capsys, "cite", "age")[0]
     assert "2409.06633" in expect(capsys, "cite", "sara")[0]
+    assert "2302.09880" in expect(capsys, "cite", "neggrad")[0]
+    assert "1911.04933" in expect(capsys, "cite", "negative-gradient")[0]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ SHORT: dict[str, Any] = {"steps": 4, "batch": 3, "lr": 0.01}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "erasediff": ("erasediff", SHORT),
     "erasediff-noise": ("erasediff", SHORT | {"target": "noise"}),
+    "neggrad": ("neggrad", SHORT),
     "salun": ("salun", SHORT | {"draws": 2}),
     "salun-soft": ("salun", SHORT | {"threshold": "soft"}),
 }
@@ -351,7 +352,7 @@ def test_stand_ins(model: toy.ToyModel) -> None:
             assert {json.dumps(t.tolist()) for t in got} == rows
 
 
-@pytest.mark.parametrize("name", ["erasediff", "salun", "ssd"])
+@pytest.mark.parametrize("name", ["erasediff", "neggrad", "salun", "ssd"])
 def test_conditions_need_not_be_text(model: toy.ToyModel, name: str) -> None:
     """A model of labels has neither templates nor a text encoder."""
     model.reads_text = False

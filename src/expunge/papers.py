@@ -35,6 +35,15 @@ ALSO: dict[str, Paper] = {
         "International Conference on Learning Representations",
         "2501.18950",
     ),
+    # `neggrad` with alpha=0, by the name it has there
+    "negative-gradient": Paper(
+        "golatkar2020eternal",
+        "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks",
+        "Golatkar, Aditya and Achille, Alessandro and Soatto, Stefano",
+        2020,
+        "Conference on Computer Vision and Pattern Recognition",
+        "1911.04933",
+    ),
     # `esd` and `sdd` with `smallest`
     "sara": Paper(
         "hu2025sara",

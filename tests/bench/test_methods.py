@@ -9,9 +9,10 @@ import pytest
 
 from expunge import cli
 from expunge.backbones import tiny
+from expunge.bench import cells
 from expunge.bench import methods as grid
-from expunge.door import erase
 from expunge.errors import ExpungeError, NeedsError, StorageError
+from expunge.methods import get
 from expunge.metrics.rates import wilson
 from expunge.records import Card, Run, Score
 from expunge.storage import write_json
@@ -25,8 +26,8 @@ def cell(work: Path, method: str, target: str, ua: float, ira: float, seconds: f
     run = Run(folder)
     run.write_card(
         Card(
-            method=method, settings=grid.defaults(method), concept={"name": target}, model="emoji", base_hash=BASE,
-            seed=0, version="0", seconds=seconds,
+            method=method, settings=cells.settings_of(get(method)()), concept={"name": target}, model="emoji",
+            base_hash=BASE, seed=0, version="0", seconds=seconds,
         )
     )  # fmt: skip
     rate = {"protocol": "emoji-v1", "base": 0.8}
@@ -41,7 +42,7 @@ def cell(work: Path, method: str, target: str, ua: float, ira: float, seconds: f
 
 
 def test_the_grid_goes_target_by_target() -> None:
-    assert grid.cells(["a", "b"], ["x", "y"]) == [("a", "x"), ("b", "x"), ("a", "y"), ("b", "y")]
+    assert grid.grid(["a", "b"], ["x", "y"]) == [("a", "x"), ("b", "x"), ("a", "y"), ("b", "y")]
 
 
 def test_only_a_whole_audit_or_a_refusal_counts_as_finished(tmp_path: Path) -> None:
@@ -58,8 +59,8 @@ def test_only_a_whole_audit_or_a_refusal_counts_as_finished(tmp_path: Path) -> N
 
 
 def refuse(work: Path, method: str, target: str, why: str = "no such layer") -> None:
-    about = {"error": why, "base_hash": BASE, "settings": grid.defaults(method)}
-    write_json(grid.folder_of(work, method, target) / grid.REFUSED, about)
+    about = {"error": why, "base_hash": BASE, "settings": cells.settings_of(get(method)())}
+    write_json(grid.folder_of(work, method, target) / cells.REFUSED, about)
 
 
 def test_cells_of_another_model_or_of_other_defaults_are_not_finished(tmp_path: Path) -> None:
@@ -72,47 +73,14 @@ def test_cells_of_another_model_or_of_other_defaults_are_not_finished(tmp_path: 
     assert not grid.finished(tmp_path, "esd", "bomb", BASE)
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The tiny model, and audits that are stand-ins."""
+def test_a_refusal_is_a_result_and_a_full_disk_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model(window=64)
 
-    def stand_in(run: Path, rules: Any, **_: Any) -> None:
-        Run(run).write_scores([Score(protocol=rules.id, metric="ua", value=1.0, n=1)])
-
-    monkeypatch.setattr(grid, "audit", stand_in)
-    return tiny.model(window=64)
-
-
-def test_a_cell_goes_on_or_begins_anew(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, asked = tmp_path / "uce" / "bomb", []
-
-    def watched(*given: Any, **options: Any) -> Any:
-        asked.append(options["resume"])
-        return erase(*given, **options)
-
-    monkeypatch.setattr(grid, "erase", watched)
-    grid.cell(model, None, "uce", "bomb", folder)
-    made = Run(folder).card.created, (folder / "edit.safetensors").stat().st_mtime_ns
-    assert grid.finished(tmp_path, "uce", "bomb", model.hash)
-    (folder / "scores.json").unlink()
-    grid.cell(model, None, "uce", "bomb", folder)
-    # the erasure was whole: only its audit was missing
-    assert (Run(folder).card.created, (folder / "edit.safetensors").stat().st_mtime_ns) == made
-    assert asked == [True, True]
-    Run(folder).write_card(replace(Run(folder).card, base_hash="0" * 64))
-    grid.cell(model, None, "uce", "bomb", folder)
-    assert asked == [True] * 4
-    assert Run(folder).card.base_hash == model.hash
-
-
-def test_a_refusal_is_a_result_and_a_full_disk_is_none(
-    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def fails(error: ExpungeError) -> None:
         def erase(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(grid, "erase", erase)
+        monkeypatch.setattr(cells, "erase", erase)
 
     fails(NeedsError("no pictures"))
     grid.run(model, [("uce", "bomb"), ("uce", "pizza")], tmp_path, lambda *_: None)
@@ -120,7 +88,7 @@ def test_a_refusal_is_a_result_and_a_full_disk_is_none(
     assert grid.rows(["uce"], ["bomb", "pizza"], tmp_path) == []
     fails(StorageError("the disk is full"))
     with pytest.raises(StorageError):
-        grid.cell(model, None, "uce", "skull", tmp_path / "uce" / "skull")
+        grid.run(model, [("uce", "skull")], tmp_path, lambda *_: None)
     assert not grid.finished(tmp_path, "uce", "skull", model.hash)
 
 

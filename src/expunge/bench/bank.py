@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from ..backbones import load
 from ..concept import Concept
 from ..door import erase
 from ..methods.esd import ESD
-from ..protocols import protocol
 from ..storage import write_json
+from .cells import SHORT
 
-SHORT = replace(protocol("emoji-v1"), id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
 ROLLOUTS = 8  # while reuse varies, which the plot is about
 GRID = [(reuse, ROLLOUTS) for reuse in (1, 2, 4, 8)] + [(2, rollouts) for rollouts in (2, 4, 16)]
 

@@ -7,41 +7,25 @@ defaults is not run again, an interrupted one goes on. Defaults are chosen on ob
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ..audit import audit
 from ..concept import Concept
-from ..door import erase
-from ..errors import BadRun, ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported
-from ..judges.panel import Panel, load_panel
+from ..judges.panel import load_panel
 from ..kernel.model import Model
 from ..methods import get
 from ..metrics.rates import wilson
-from ..protocols import protocol
-from ..records import CARD, Run, Score
-from ..storage import write_json
+from ..records import Run, Score
 from ..zoo.emoji.world import STYLES, WEIGHTS
-
-RULES = protocol("emoji-v1")
-PICTURES = 64  # drawn of the target, and to retain, for methods that learn from pictures
-REFUSED = "refused.json"
-# a method's answer to a target, and a result; anything else, such as a full disk, ends the bench
-REFUSALS = (ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported)
-RESAMPLES = 4000
-SEED = 20260101
-
-Interval = tuple[float, float, float]  # value, low, high
+from . import cells
+from .cells import RESAMPLES, RULES, SEED, Interval, scores_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,7 @@ class Row:
     seconds: float
 
 
-def cells(methods: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
+def grid(methods: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
     """Return the grid, target by target, so that an interrupted one compares all methods on some targets."""
     return [(m, t) for t in targets for m in methods]
 
@@ -79,27 +63,9 @@ def folder_of(work: Path, method: str, target: str) -> Path:
     return work / method / target.replace(" ", "-")
 
 
-def defaults(method: str) -> dict[str, Any]:
-    """Return a method's settings as a card has them."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(get(method)()), default=str))
-    return plain
-
-
 def finished(work: Path, method: str, target: str, base_hash: str) -> bool:
     """Tell whether a cell holds scores, or why it has none, of this model and the method's present defaults."""
-    folder = folder_of(work, method, target)
-    if (folder / REFUSED).is_file():
-        made = json.loads((folder / REFUSED).read_text())
-    elif (folder / CARD).is_file() and scores_of(folder):
-        made = Run(folder).card.to_json()
-    else:
-        return False
-    return bool(made["base_hash"] == base_hash and made["settings"] == defaults(method))
-
-
-def scores_of(folder: Path) -> dict[str, Score]:
-    """Return metric -> score of a cell, nothing before its audit is whole."""
-    return {s.metric: s for s in Run(folder).scores if s.protocol == RULES.id}
+    return cells.finished(folder_of(work, method, target), get(method)(), base_hash)
 
 
 def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Callable[[str, int, int], None]) -> None:
@@ -107,27 +73,9 @@ def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Cal
     panel = load_panel(WEIGHTS, RULES.scorer, RULES.trunk, RULES.hashes) if todo else None
     for i, (method, target) in enumerate(todo):
         progress(f"cells: {method} on {target}", i, len(todo))
-        cell(model, panel, method, target, folder_of(work, method, target))
+        concept = Concept(target, kind="style" if target in STYLES else "object")
+        cells.fill(model, panel, get(method)(), concept, folder_of(work, method, target))
     progress("cells", len(todo), len(todo))
-
-
-def cell(model: Model, panel: Panel | None, method: str, target: str, folder: Path) -> None:
-    """Erase one target by one method and audit it, or go on with that; a refusal is a result and is written down."""
-    made, concept = get(method)(), Concept(target, kind="style" if target in STYLES else "object")
-
-    def attempt() -> None:
-        drawn = PICTURES if made.needs.images else 0
-        erase(model, concept, made, seed=0, out=folder, resume=True, make_images=drawn)
-        audit(folder, RULES, model=model, panel=panel)
-
-    try:
-        try:
-            attempt()
-        except BadRun:
-            shutil.rmtree(folder)  # of another model, or of other defaults
-            attempt()
-    except REFUSALS as error:
-        write_json(folder / REFUSED, {"error": str(error), "base_hash": model.hash, "settings": defaults(method)})
 
 
 def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row]:
@@ -138,7 +86,7 @@ def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row
 def row(method: str, targets: Sequence[str], work: Path) -> Row | None:
     """Summarise one method; None when nothing of it was measured."""
     folders = [folder_of(work, method, t) for t in targets]
-    measured = {f: s for f in folders if not (f / REFUSED).is_file() and (s := scores_of(f))}
+    measured = {f: s for f in folders if (s := scores_of(f))}
     if not measured:
         return None
     scores = list(measured.values())
@@ -159,12 +107,7 @@ def row(method: str, targets: Sequence[str], work: Path) -> Row | None:
 
 def refusals(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[str]:
     """Return a line for every reason that a method gave, with the targets it gave it for."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for method, target in cells(methods, targets):
-        path = folder_of(work, method, target) / REFUSED
-        if path.is_file():
-            found.setdefault((method, json.loads(path.read_text())["error"]), []).append(target)
-    return [f"{method} on {', '.join(of)}: {why}" for (method, why), of in found.items()]
+    return cells.refusals((m, t, folder_of(work, m, t)) for m, t in grid(methods, targets))
 
 
 def relative(scores: Sequence[Score]) -> Interval:
@@ -194,8 +137,8 @@ def line(r: Row) -> str:
         return f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
 
     means = ["-" if v is None else f"{v:.3f}" for v in r.means.values()]
-    cells = [r.method, str(r.n), interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
-    return "| " + " | ".join([*cells, f"{r.seconds:.1f}"]) + " |"
+    said = [r.method, str(r.n), interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
+    return "| " + " | ".join([*said, f"{r.seconds:.1f}"]) + " |"
 
 
 def plot(found: Sequence[Row], path: Path) -> None:

@@ -35,7 +35,8 @@ from ..methods.base import Needs
 from ..methods.sfd import SFD
 from ..papers import Paper
 from ..zoo.emoji.world import STYLES
-from .methods import folder_of, rows, scores_of, table
+from .cells import scores_of
+from .methods import folder_of, rows, table
 
 NAME = "multistep"
 

@@ -12,8 +12,8 @@ from ..errors import SettingError, nearest
 from .options import Device, Settings, resolve
 
 app = typer.Typer(
-    help="Measure the methods on the shipped world; what is measured already is not measured again by methods, bank "
-    "and hfi.",
+    help="Measure the methods on the shipped world; what is measured already is not measured again by methods, claims, "
+    "bank and hfi.",
     no_args_is_help=True,
 )
 
@@ -54,7 +54,7 @@ def methods(
     from ..storage import write_atomic
 
     model = load("emoji", device=target)
-    todo = [c for c in grid.cells(chosen, asked) if not grid.finished(work, *c, model.hash)]
+    todo = [c for c in grid.grid(chosen, asked) if not grid.finished(work, *c, model.hash)]
     terminal.say(f"Plan: {len(todo)} cells of a method and a target, a few minutes each; finished ones are kept.")
     with terminal.bars() as tick:
         grid.run(model, todo, work, tick)
@@ -64,6 +64,43 @@ def methods(
         write_atomic(table, grid.table(found, refused).encode())
     if plot:
         grid.plot(found, plot)
+
+
+@app.command()
+def claims(
+    *,
+    only: Annotated[str, typer.Option("--claims", help="Names separated by commas; default: all.")] = "",
+    targets: Annotated[int, typer.Option(min=1, max=16, help="So many of the bench targets.")] = 4,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
+    work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs/claims"),
+    table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Each method's central claim: won, lost or open. Interrupted, it goes on."""
+    from ..bench import claims as bench
+
+    chosen, known = _words(only), tuple(dict.fromkeys(c.name for c in bench.CLAIMS))
+    if unknown := [n for n in chosen if n not in known]:
+        raise SettingError(f"{unknown[0]!r} is no claim. Claims: {', '.join(known)}.{nearest(unknown[0], known)}")
+    target = resolve(device)
+    from .. import terminal
+    from ..backbones import load
+    from ..storage import write_atomic
+    from ..zoo.emoji.world import BENCH_TARGETS
+
+    asked, names = [c for c in bench.CLAIMS if not chosen or c.name in chosen], BENCH_TARGETS[:targets]
+    model, cells = load("emoji", device=target), bench.grid(asked, names, seeds)
+    todo = {c: wanted for c, wanted in cells.items() if not bench.whole(c, wanted, work, model.hash)}
+    terminal.say(
+        f"Plan: {len(todo)} of {len(cells)} cells of an arm, a target and a seed, a few minutes each; finished ones "
+        "are kept."
+    )
+    with terminal.bars() as tick:
+        bench.run(model, todo, work, tick)
+    found = bench.table([bench.row(c, names, seeds, work) for c in asked], bench.refused(cells, work))
+    typer.echo(found)
+    if table:
+        write_atomic(table, found.encode())
 
 
 @app.command()

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .condition import Condition
 from .denoiser import Denoiser
+from .descent import mse
 from .path import Path, native
 from .state import State
 
@@ -60,6 +62,10 @@ class Pool:
     def truth(self, drawn: Noised) -> Tensor:
         """Return what a perfect network would output for a draw: the target of denoising score matching, (b, ...)."""
         return native(self.denoiser.kind, drawn.x0, drawn.eps, *self.denoiser.path.levels(drawn.t, drawn.x0))
+
+    def error(self, drawn: Noised, c: Condition) -> Tensor:
+        """Return the denoising error of a draw under rows k of `c`: mean square from the truth, with gradient."""
+        return mse(self.denoiser(drawn.x_t, drawn.t, c[drawn.k]), self.truth(drawn))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is left of the pass."""

@@ -21,6 +21,7 @@ METHODS: dict[str, str] = {
     "fewshot": "FewShot",
     "hfi": "HFI",
     "itd": "ItD",
+    "neggrad": "NegGrad",
     "rece": "RECE",
     "salun": "SalUn",
     "sdd": "SDD",

@@ -86,8 +86,7 @@ class EraseDiff:
             return mse(eps, torch.rand(eps.shape, generator=state.generator).to(eps))
 
         def remain() -> Tensor:
-            drawn = seen.retain.draw()
-            return mse(e_theta(drawn.x_t, drawn.t, seen.r[drawn.k]), seen.retain.truth(drawn))
+            return seen.retain.error(seen.retain.draw(), seen.r)
 
         for i in state.steps(self.steps):
             l_f, l_r = forget(), remain()

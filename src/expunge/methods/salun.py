@@ -82,8 +82,7 @@ class SalUn:
         seen = Lessons(model, targets, state, self.batch)
 
         def matching(pool: Pool, c: Condition) -> Tensor:
-            drawn = pool.draw()
-            return mse(e_theta(drawn.x_t, drawn.t, c[drawn.k]), pool.truth(drawn))
+            return pool.error(pool.draw(), c)
 
         first = -(-self.draws * len(seen.forget.z) // self.batch) if masked else 0
         n = first + self.steps

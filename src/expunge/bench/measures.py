@@ -1,0 +1,209 @@
+"""What the claims of `bench claims` are decided by: numbers of an audit, and numbers that are measured beside it.
+
+The latter are kept in a cell's measures.json, so that nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ..audit import base_pictures, draw
+from ..concept import Concept
+from ..door import erase
+from ..edits import Edit, WeightEdit, load_edit
+from ..edits.io import parameters
+from ..judges.panel import Panel
+from ..kernel.model import Model
+from ..kernel.saliency import smallest
+from ..methods.fewshot import FewShot
+from ..protocols import PictureSpec
+from ..records import Json, Run
+from .cells import PICTURES, SEED, SHORT, scores_of
+
+MEASURES = "measures.json"
+KEPT = 24  # retained pictures that are drawn again where an audit's scores do not suffice
+FEW = 8  # pictures for the method that asks for a few; drawing them is a part of its seconds
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the time axis, where the unconditional score is looked at
+SHARE = 0.1  # of each tensor: SaRA's smallest weights, and what pruning takes
+
+
+class Cell(NamedTuple):
+    """One arm on one target with one seed."""
+
+    method: Any
+    target: str
+    seed: int
+
+    def folder(self, work: Path) -> Path:
+        """Return its run folder."""
+        return work / label(self.method).replace(" ", "-") / f"{self.target.replace(' ', '-')}-{self.seed}"
+
+
+def label(method: Any) -> str:
+    """Return a method's name and whatever it has not by default."""
+    found = ((f.name, getattr(method, f.name), f.default) for f in fields(method))
+    return " ".join([type(method).__name__.lower(), *(f"{k}={v}" for k, v, usual in found if v != usual)])
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A cell with what it is measured with.
+
+    Attributes:
+        model: the base.
+        panel: the judges.
+        cell: arm, target, seed.
+        folder: its run folder.
+    """
+
+    model: Model
+    panel: Panel | None
+    cell: Cell
+    folder: Path
+
+    @property
+    def concept(self) -> Concept:
+        """What is erased."""
+        return Concept(self.cell.target, kind="object")
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures to learn from are drawn, of each set."""
+        return FEW if isinstance(self.cell.method, FewShot) else PICTURES
+
+    def specs(self) -> tuple[list[PictureSpec], list[PictureSpec]]:
+        """Return the protocol's target pictures, and some retained ones."""
+        found = SHORT.pictures(self.model.world, self.cell.target, "object")
+        aimed = [s for s in found if s.role == "target"]
+        return aimed, found[len(aimed) :][:KEPT]
+
+
+def measured(folder: Path) -> Json:
+    """Return what was measured of a cell beside its audit."""
+    found: Json = json.loads((folder / MEASURES).read_text()) if (folder / MEASURES).is_file() else {}
+    return found
+
+
+@torch.no_grad()
+def identical(scene: Scene) -> dict[str, float]:
+    """Share of retained pictures that edit and base draw alike, to the last bit."""
+    _, kept = scene.specs()
+
+    def drawn(model: Model) -> Tensor:
+        return model.generate(
+            [s.prompt for s in kept], seeds=[s.seed for s in kept], steps=SHORT.steps, guidance=SHORT.guidance
+        )
+
+    base = drawn(scene.model)
+    with load_edit(scene.folder).on(scene.model) as model:
+        same = [torch.equal(a, b) for a, b in zip(base, drawn(model), strict=True)]
+    return {"identical": fmean(same)}
+
+
+def null_change(scene: Scene) -> dict[str, float]:
+    """Relative change of the unconditional score, on noised pictures of the base."""
+    _, kept = scene.specs()
+    z = scene.model.latents(base_pictures(scene.model, SHORT, kept, lambda *_: None).to(scene.model.device))
+    return {"null change": unconditional(scene.model, load_edit(scene.folder), z)}
+
+
+@torch.no_grad()
+def unconditional(model: Model, edit: Edit, z: Tensor) -> float:
+    """Return the mean of |e_theta(x_t, t, null) - e(x_t, t, null)| / |e(x_t, t, null)| over latents (n, ...) and times.
+
+    Predictions are native, and the noise is the same for every edit.
+    """
+    e, generator = model.denoiser, torch.Generator().manual_seed(SEED)
+    changes = []
+    for level in LEVELS:
+        t = torch.full((len(z),), round(level * e.path.last), device=z.device)
+        x_t = e.path.noised(z, torch.randn(z.shape, generator=generator).to(z), t)
+        before = e(x_t, t, model.encode(""))
+        with edit.on(model):
+            after = e(x_t, t, model.encode(""))
+        changes.append((after - before).flatten(1).norm(dim=1) / before.flatten(1).norm(dim=1))
+    return float(torch.cat(changes).mean())
+
+
+def updates(scene: Scene) -> dict[str, float]:
+    """How often any optimiser steps in the cell's erasure, which is made once more for it."""
+    n, method = [0], scene.cell.method
+
+    def count(*_: Any) -> None:
+        n[0] += 1
+
+    hook = register_optimizer_step_post_hook(count)
+    try:
+        drawn = scene.pictures if method.needs.images else 0
+        erase(scene.model, scene.concept, method, seed=scene.cell.seed, make_images=drawn)
+    finally:
+        hook.remove()
+    return {"updates": float(n[0])}
+
+
+def pruning(scene: Scene) -> dict[str, float]:
+    """What an edit's UA becomes when the smallest of its weights are zeroed, and what the base's pictures do then."""
+    edit, (aimed, kept) = load_edit(scene.folder), scene.specs()
+    assert isinstance(edit, WeightEdit)
+    base = {k: v.detach() for k, v in parameters(scene.model).items() if k in edit.values}
+    with WeightEdit(pruned(edit.values, SHARE)).on(scene.model):
+        # a picture that cannot be read is no success, as in an audit
+        ua = fmean(r not in (None, s.object) for s, r in zip(aimed, readings(scene, aimed), strict=True))
+    with WeightEdit(pruned(base, SHARE)).on(scene.model):
+        both = [*aimed, *kept]
+        right = fmean(r == s.object for s, r in zip(both, readings(scene, both), strict=True))
+    whole = scores_of(scene.folder, SHORT)["ua"].value or 0.0
+    return {"ua pruned": ua, "ua lost by pruning": whole - ua, "accuracy of the pruned base": right}
+
+
+def pruned(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return weights whose smallest are zero: a share (0 to 1) of each tensor."""
+    return {k: values[k] * (1 - mask) for k, mask in smallest(values, share).items()}
+
+
+def readings(scene: Scene, specs: Sequence[PictureSpec]) -> list[str | None]:
+    """Return the object that the scoring judge sees in each picture of the model as it is now."""
+    assert scene.panel is not None
+    judge = scene.panel.scorer
+    seen = judge.read(draw(scene.model, SHORT, specs, lambda _: None)).object.tolist()
+    return [judge.objects[i] if i >= 0 else None for i in seen]
+
+
+# measure -> what finds it, and maybe others on the way; all other measures are read from the audit
+FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
+    "identical": identical,
+    "null change": null_change,
+    "updates": updates,
+    **dict.fromkeys(("ua pruned", "ua lost by pruning", "accuracy of the pruned base"), pruning),
+}
+
+
+def value(folder: Path, measure: str) -> float | None:
+    """Return a measure of a cell; None where it has none.
+
+    Measures are those of FOUND, "seconds", "neighbours", a metric of the protocol, or a metric "/ base".
+    """
+    scores = scores_of(folder, SHORT)
+    if not scores:
+        return None
+    if measure in FOUND:
+        found: float | None = measured(folder).get(measure)
+        return found
+    if measure == "seconds":
+        return Run(folder).card.seconds
+    if measure == "neighbours":
+        rows = [r for r in Run(folder).outcomes if r["part"] == "neighbour"]
+        return fmean(r["edited"]["object"] == r["object"] for r in rows) if rows else None
+    score, (_, relative, _) = scores[measure.split(maxsplit=1)[0]], measure.partition(" / ")
+    if score.value is None or not relative:
+        return score.value
+    return score.value / score.base if score.base else None

@@ -1,0 +1,166 @@
+"""What claims are decided by: read from an audit, or measured beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import _global_optimizer_post_hooks
+
+from expunge.backbones import tiny
+from expunge.bench import cells, measures
+from expunge.bench.measures import Cell, Scene, value
+from expunge.concept import World
+from expunge.edits import WeightEdit
+from expunge.edits.io import parameters
+from expunge.judges.panel import load_panel
+from expunge.kernel.model import Model
+from expunge.methods.esd import ESD
+from expunge.methods.fewshot import FewShot
+from expunge.methods.neggrad import NegGrad
+from expunge.methods.ssd import SSD
+from expunge.records import Card, Run, Score
+from expunge.storage import write_json
+from expunge.zoo.emoji.world import WEIGHTS
+
+OBJECTS = tuple(f"thing {i}" for i in range(12))
+WORLD = World("emoji", ("bomb", *OBJECTS), ("flat", "mono"), {}, ("an emoji of {c}",), ("a {c} style emoji of {x}",))
+
+
+@pytest.fixture
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """A cell of the tiny model in a small world."""
+    monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(measures, "SHORT", replace(cells.SHORT, steps=2, targets=2))
+    monkeypatch.setattr(measures, "KEPT", 3)
+    monkeypatch.setattr(measures, "PICTURES", 2)
+    model = tiny.model(window=64)
+    model.world = WORLD
+    return Scene(model, None, Cell(ESD(), "bomb", 0), tmp_path / "run")
+
+
+def scaled(model: Model, factor: float, part: str = "unet.conv_out") -> WeightEdit:
+    """An edit that multiplies some weights."""
+    return WeightEdit({k: v.detach() * factor for k, v in parameters(model).items() if k.startswith(part)})
+
+
+def save(scene: Scene, edit: WeightEdit) -> None:
+    card = Card(
+        method="esd", settings={}, concept={"name": "bomb"}, model="tiny", base_hash=scene.model.hash, seed=0,
+        version="0", seconds=7.0,
+    )  # fmt: skip
+    scene.folder.mkdir(exist_ok=True)
+    edit.with_card(card).save(scene.folder / "edit.safetensors")
+    Run(scene.folder).write_card(card)
+    rate = {"protocol": cells.SHORT.id, "n": 2}
+    Run(scene.folder).write_scores(
+        [
+            Score(metric="ua", value=0.75, base=0.0, **rate),
+            Score(metric="ira", value=0.6, base=0.8, **rate),
+            Score(metric="fid", value=None, **rate),
+        ]
+    )
+
+
+def test_values_come_from_scores_card_outcomes_and_measures(scene: Scene) -> None:
+    assert value(scene.folder, "ua") is None
+    save(scene, scaled(scene.model, 1.0))
+    assert value(scene.folder, "ua") == 0.75
+    assert value(scene.folder, "ira") == 0.6
+    assert value(scene.folder, "ira / base") == pytest.approx(0.75)
+    assert value(scene.folder, "ua / base") is None
+    assert value(scene.folder, "fid") is None
+    assert value(scene.folder, "seconds") == 7.0
+    assert value(scene.folder, "neighbours") is None
+    seen = [("neighbour", "a", "a"), ("neighbour", "b", "c"), ("neighbour", "b", None), ("neighbour", "d", "d")]
+    rows = [{"part": p, "object": o, "edited": {"object": e}} for p, o, e in (*seen, ("retain", "e", "x"))]
+    Run(scene.folder).write_outcomes(rows)
+    assert value(scene.folder, "neighbours") == 0.5
+    assert value(scene.folder, "updates") is None
+    write_json(scene.folder / measures.MEASURES, {"updates": 3.0, "identical": None})
+    assert value(scene.folder, "updates") == 3.0
+    assert value(scene.folder, "identical") is None
+    write_json(scene.folder / cells.REFUSED, {"error": "no"})
+    assert value(scene.folder, "seconds") is None
+
+
+def test_unconditional_change_is_relative(scene: Scene) -> None:
+    model, z = scene.model, torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert measures.unconditional(model, scaled(model, 1.0), z) == 0
+    # the last layer doubled doubles every prediction
+    assert measures.unconditional(model, scaled(model, 2.0), z) == pytest.approx(1.0, rel=1e-5)
+    save(scene, scaled(model, 3.0))
+    assert measures.null_change(scene)["null change"] == pytest.approx(2.0, rel=1e-5)
+    assert model.fingerprint() == model.hash
+
+
+def test_identical_counts_pictures_to_the_last_bit(scene: Scene) -> None:
+    for factor, share in ((1.0, 1.0), (1.01, 0.0)):
+        save(scene, scaled(scene.model, factor))
+        assert measures.identical(scene) == {"identical": share}
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        (SSD(draws=2, rollouts=1, sampling_steps=2), 0),
+        (ESD(steps=3, batch=2, rollouts=1, sampling_steps=2), 3),
+        (NegGrad(steps=2, batch=2), 2),
+    ],
+)
+def test_updates_are_counted_not_believed(scene: Scene, method: Any, steps: int) -> None:
+    """A card counts SSD's draws as steps."""
+    assert measures.updates(replace(scene, cell=Cell(method, "bomb", 0))) == {"updates": steps}
+    # the counter is gone
+    assert not _global_optimizer_post_hooks
+
+
+def test_the_method_that_asks_for_a_few_pictures_gets_a_few(scene: Scene) -> None:
+    assert scene.pictures == 2
+    assert replace(scene, cell=Cell(FewShot(), "bomb", 0)).pictures == measures.FEW
+
+
+def test_readings_are_the_scoring_judges_and_none_of_what_cannot_be_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aimed, kept = scene.specs()
+    assert [s.object for s in aimed] == ["bomb"] * 2
+    assert len(kept) == 3
+    assert all(s.object in OBJECTS for s in kept)
+    panel = load_panel(WEIGHTS, cells.SHORT.scorer, cells.SHORT.trunk)
+    paint = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    paint[1] = torch.nan
+    monkeypatch.setattr(measures, "draw", lambda *_: paint)
+    found = measures.readings(replace(scene, panel=panel), kept)
+    assert [r is None for r in found] == [False, True, False]
+    assert found[0] == panel.scorer.objects[int(panel.scorer.read(paint).object[0])]
+
+
+def test_pruning_takes_the_smallest_of_every_tensor() -> None:
+    values = {"a": torch.tensor([[0.1, -5.0], [3.0, -0.2]]), "b": torch.tensor([10.0, -20.0, 30.0, 40.0])}
+    found = measures.pruned(values, 0.5)
+    assert found["a"].tolist() == [[0.0, -5.0], [3.0, 0.0]]
+    assert found["b"].tolist() == [0.0, 0.0, 30.0, 40.0]
+
+
+def test_both_edit_and_base_are_pruned_and_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, name = scene.model, "unet.conv_out.weight"
+    base = parameters(model)[name].detach().clone()
+    save(scene, scaled(model, 2.0, name))
+    zeros, largest = [], []
+
+    def stand_in(_: Scene, specs: Any) -> list[str | None]:
+        live = parameters(model)[name].detach()
+        zeros.append((live == 0).float().mean().item())
+        largest.append((live.abs().max() / base.abs().max()).item())
+        # of each role one is right, and what cannot be read is no success of either
+        return [None if i == 1 else s.object for i, s in enumerate(specs)]
+
+    monkeypatch.setattr(measures, "readings", stand_in)
+    assert not (base == 0).any()
+    found = measures.pruning(scene)
+    assert zeros == pytest.approx([measures.SHARE] * 2, abs=1 / base.numel())
+    assert largest == pytest.approx([2.0, 1.0])
+    assert found == {"ua pruned": 0.0, "ua lost by pruning": 0.75, "accuracy of the pruned base": 0.8}
+    assert torch.equal(parameters(model)[name], base)
