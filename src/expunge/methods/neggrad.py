@@ -13,8 +13,7 @@ Erases      objects, styles, classes of which there are pictures, or which the b
 Limits      L_f has no upper bound: steps, lr and beta alone decide where the ascent ends, and too much of it destroys
             every picture; an anchor is not looked at; what no retained picture shows is not kept
 Differs     the papers' networks are classifiers: their loss is a cross-entropy, and they descend by SGD. NegGrad+ has
-            weights that sum to one, 0.95 and 0.05 for its smaller data sets, about the ratio of the defaults here, and
-            the ratio is all that Adam sees. Both sets are drawn in equal batches
+            weights that sum to one; the ratio is all that Adam sees. Both sets are drawn in equal batches
 Reference   NegGrad+: Kurmanji et al., Towards Unbounded Machine Unlearning, NeurIPS 2023. arXiv:2302.09880; NegGrad:
             Golatkar et al., Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks, CVPR 2020.
             arXiv:1911.04933
