@@ -96,7 +96,8 @@ def test_row_pools_pictures_and_compares_with_the_base(tmp_path: Path) -> None:
     cell(tmp_path, "esd", "bomb", 1.0, 0.8)
     cell(tmp_path, "esd", "skull", 0.5, 0.4)
     refuse(tmp_path, "esd", "pill")
-    row = grid.row("esd", ["bomb", "skull", "pill", "not run"], tmp_path)
+    cell(tmp_path, "esd", "fluent", 0.0, 0.0)  # a style: a row of its own
+    row = grid.row("esd", "object", ["bomb", "skull", "pill", "not run", "fluent"], tmp_path)
     assert row is not None
     assert row.n == 2
     # 50 pictures each, of which 10 could not be scored: they stay in the denominator
@@ -106,9 +107,20 @@ def test_row_pools_pictures_and_compares_with_the_base(tmp_path: Path) -> None:
     assert row.ira[1] == pytest.approx(0.5)
     assert row.ira[2] == pytest.approx(1.0)
     assert row.cra == pytest.approx((1, 1, 1))
-    text = grid.table([row], grid.refusals(["esd"], ["bomb", "skull", "pill"], tmp_path))
-    assert "| esd | 2 | 0.750 [" in text
+    singles = grid.by_target(["esd"], ["skull", "pill", "fluent"], tmp_path)
+    text = grid.table([row], singles, grid.refusals(["esd"], ["bomb", "skull", "pill"], tmp_path))
+    assert "| esd | 2 objects | 0.750 [" in text
+    assert "| skull | esd | 0.500 (0.000) | 0.400 (0.800) | 0.800 (0.800) | - | - |" in text
+    assert "| style fluent | esd | 0.000 (0.000) |" in text
+    assert "| pill |" not in text
     assert "esd on pill: no such layer" in text
+
+
+def test_objects_and_styles_have_rows_of_their_own(tmp_path: Path) -> None:
+    for target in ("bomb", "fluent", "twemoji"):
+        cell(tmp_path, "esd", target, 1.0, 0.8)
+    found = grid.rows(["esd"], ["bomb", "fluent", "twemoji"], tmp_path)
+    assert [(r.kind, r.n) for r in found] == [("object", 1), ("style", 2)]
 
 
 def test_nothing_run_is_no_row(tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_plot_is_an_svg_and_the_same_twice(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         grid.plot(grid.rows(["esd"], ["bomb"], tmp_path), tmp_path / name)
     text = (tmp_path / "a.svg").read_text()
-    assert "esd, 2 s" in text
+    assert "esd, objects, 2 s" in text
     assert text == (tmp_path / "b.svg").read_text()
 
 

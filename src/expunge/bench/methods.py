@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -30,10 +31,11 @@ from .cells import RESAMPLES, RULES, SEED, Interval, scores_of
 
 @dataclass(frozen=True)
 class Row:
-    """One method over its targets.
+    """One method over its targets of a kind.
 
     Attributes:
         method: its name.
+        kind: "object" or "style".
         n: targets measured.
         ua: pooled unlearning accuracy with its Wilson interval.
         worst: lowest UA of a target.
@@ -44,6 +46,7 @@ class Row:
     """
 
     method: str
+    kind: str
     n: int
     ua: Interval
     worst: float
@@ -56,6 +59,11 @@ class Row:
 def grid(methods: Sequence[str], targets: Sequence[str]) -> list[tuple[str, str]]:
     """Return the grid, target by target, so that an interrupted one compares all methods on some targets."""
     return [(m, t) for t in targets for m in methods]
+
+
+def kind_of(target: str) -> Literal["object", "style"]:
+    """Return what a target is."""
+    return "style" if target in STYLES else "object"
 
 
 def folder_of(work: Path, method: str, target: str) -> Path:
@@ -73,19 +81,20 @@ def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Cal
     panel = load_panel(WEIGHTS, RULES.scorer, RULES.trunk, RULES.hashes) if todo else None
     for i, (method, target) in enumerate(todo):
         progress(f"cells: {method} on {target}", i, len(todo))
-        concept = Concept(target, kind="style" if target in STYLES else "object")
+        concept = Concept(target, kind=kind_of(target))
         cells.fill(model, panel, get(method)(), concept, folder_of(work, method, target))
     progress("cells", len(todo), len(todo))
 
 
 def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row]:
-    """Summarise the finished cells, a row a method."""
-    return [r for m in methods if (r := row(m, targets, work)) is not None]
+    """Summarise the finished cells, a row a method and kind of target."""
+    found = [row(m, kind, targets, work) for m in methods for kind in ("object", "style")]
+    return [r for r in found if r is not None]
 
 
-def row(method: str, targets: Sequence[str], work: Path) -> Row | None:
-    """Summarise one method; None when nothing of it was measured."""
-    folders = [folder_of(work, method, t) for t in targets]
+def row(method: str, kind: str, targets: Sequence[str], work: Path) -> Row | None:
+    """Summarise one method on the targets of a kind; None when nothing of it was measured."""
+    folders = [folder_of(work, method, t) for t in targets if kind_of(t) == kind]
     measured = {f: s for f in folders if (s := scores_of(f))}
     if not measured:
         return None
@@ -95,6 +104,7 @@ def row(method: str, targets: Sequence[str], work: Path) -> Row | None:
     low, high = wilson(hits, n) or (0.0, 1.0)
     return Row(
         method,
+        kind,
         len(scores),
         (hits / n, low, high),
         min(s["ua"].value or 0.0 for s in scores),
@@ -124,10 +134,31 @@ def mean(scores: Sequence[Mapping[str, Score]], metric: str) -> float | None:
     return fmean(values) if values else None
 
 
-def table(found: Sequence[Row], refused: Sequence[str] = ()) -> str:
-    """Return the rows as a Markdown table, and what was refused after it."""
+def table(found: Sequence[Row], singles: Sequence[str] = (), refused: Sequence[str] = ()) -> str:
+    """Return the rows as a Markdown table, after it that of the single targets (`by_target`) and what was refused."""
     head = "| method | targets | UA | worst UA | IRA / base | CRA / base | H | CLIP | FID | degenerate | s |"
-    return "\n".join([head, "|---" * 11 + "|", *(line(r) for r in found), *(f"\n{why}" for why in refused)]) + "\n"
+    parts = [head, "|---" * 11 + "|", *(line(r) for r in found)]
+    if singles:
+        head = "| target | method | UA (base) | IRA (base) | CRA (base) | FID | degenerate (base) |"
+        parts += ["", head, "|---" * 7 + "|", *singles]
+    return "\n".join([*parts, *(f"\n{why}" for why in refused)]) + "\n"
+
+
+def by_target(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[str]:
+    """Return a line of a Markdown table for every finished cell, target by target."""
+
+    def said(s: Score | None) -> str:
+        if s is None or s.value is None:
+            return "-"
+        return f"{s.value:.3f}" + (f" ({s.base:.3f})" if s.base is not None else "")
+
+    lines = []
+    for method, target in grid(methods, targets):
+        if found := scores_of(folder_of(work, method, target)):
+            name = f"style {target}" if kind_of(target) == "style" else target
+            shown = [said(found.get(m)) for m in ("ua", "ira", "cra", "fid", "degenerate_target")]
+            lines.append("| " + " | ".join([name, method, *shown]) + " |")
+    return lines
 
 
 def line(r: Row) -> str:
@@ -137,7 +168,8 @@ def line(r: Row) -> str:
         return f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
 
     means = ["-" if v is None else f"{v:.3f}" for v in r.means.values()]
-    said = [r.method, str(r.n), interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
+    targets = f"{r.n} {r.kind}{'s' if r.n > 1 else ''}"
+    said = [r.method, targets, interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
     return "| " + " | ".join([*said, f"{r.seconds:.1f}"]) + " |"
 
 
@@ -150,11 +182,11 @@ def plot(found: Sequence[Row], path: Path) -> None:
             x, y = r.ua, r.ira
             reach = [[[100 * (v[0] - v[1])], [100 * (v[2] - v[0])]] for v in (x, y)]
             axes.errorbar(100 * x[0], 100 * y[0], reach[1], reach[0], fmt="none", ecolor="0.75", zorder=1)
-            axes.scatter(100 * x[0], 100 * y[0], s=30 + 40 * np.log10(1 + r.seconds), zorder=2)
-            axes.annotate(
-                f"{r.method}, {r.seconds:.0f} s", (100 * x[0], 100 * y[0]), (6, 6), textcoords="offset points"
-            )
-        axes.set(xlabel="unlearning accuracy, %", ylabel="retained objects, % of the base model's")
+            size, marker = 30 + 40 * np.log10(1 + r.seconds), "s" if r.kind == "style" else "o"
+            axes.scatter(100 * x[0], 100 * y[0], s=size, marker=marker, zorder=2)
+            name = f"{r.method}, {r.kind}s, {r.seconds:.0f} s"
+            axes.annotate(name, (100 * x[0], 100 * y[0]), (6, 6), textcoords="offset points")
+        axes.set(xlabel="unlearning accuracy, %", ylabel="what is retained of its kind, % of the base model's")
         axes.grid(color="0.9")
         FigureCanvasSVG(figure)
         path.parent.mkdir(parents=True, exist_ok=True)

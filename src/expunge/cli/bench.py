@@ -58,10 +58,11 @@ def methods(
     terminal.say(f"Plan: {len(todo)} cells of a method and a target, a few minutes each; finished ones are kept.")
     with terminal.bars() as tick:
         grid.run(model, todo, work, tick)
-    found, refused = grid.rows(chosen, asked, work), grid.refusals(chosen, asked, work)
-    typer.echo(grid.table(found, refused))
+    found = grid.rows(chosen, asked, work)
+    text = grid.table(found, grid.by_target(chosen, asked, work), grid.refusals(chosen, asked, work))
+    typer.echo(text)
     if table:
-        write_atomic(table, grid.table(found, refused).encode())
+        write_atomic(table, text.encode())
     if plot:
         grid.plot(found, plot)
 
