@@ -330,7 +330,7 @@ PROTOCOLS: dict[str, Rules] = {
             id="emoji-v1",
             world="emoji",
             hashes=(
-                ("judge-a", "f2fc7db7e2093123e8053ff99484fb2e3cee6b4e133ee9670c73cd80b7f1d282"),
+                ("judge-a", "76188f6e66c000feae030cbf8ad5e60828865018c8847d22b1e66bbbe1bd4c40"),
                 ("judge-b", "d032e5b293b9825651822d6ef747d331b4dec91eba53f2062e516725ced19b26"),
             ),
         ),

@@ -37,10 +37,7 @@ def test_judges_know_every_object_the_model_draws(which: str) -> None:
     assert judge.accuracy["object"] >= 0.99
 
 
-SHORT = pytest.mark.xfail(strict=True, reason="judge a was trained too short: 98.9 % (docs/dev/log.md)")
-
-
-@pytest.mark.parametrize("which", [pytest.param("a", marks=SHORT), "b"])
+@pytest.mark.parametrize("which", ["a", "b"])
 def test_judges_know_the_styles(which: str) -> None:
     assert load_judge(world.WEIGHTS / f"judge-{which}.safetensors").accuracy["style"] >= 0.995
 
