@@ -8,9 +8,9 @@ from pathlib import Path
 from typer import Context
 
 from . import methods
+from .papers import ALSO
 
 DEFAULT = "sdd"
-BY_SETTING = ("age", "sara")  # papers that methods implement by a setting: `expunge cite` knows them too
 FASHION = Path(__file__).parent / "zoo" / "fashion" / "weights"
 MODELS = {
     "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
@@ -36,7 +36,7 @@ def method_names(incomplete: str) -> list[str]:
 
 def papers(incomplete: str) -> list[str]:
     """Return what can be cited."""
-    return [m for m in (*methods.names(), *BY_SETTING) if m.startswith(incomplete)]
+    return [m for m in (*methods.names(), *ALSO) if m.startswith(incomplete)]
 
 
 def concepts(ctx: Context, incomplete: str) -> list[str]:
