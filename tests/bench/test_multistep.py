@@ -79,4 +79,4 @@ def test_what_has_scores_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mo
     text = [multistep.run(model, ["bomb", "cat"], tmp_path, method, lambda *_: None) for _ in range(2)]
     assert audited == ["bomb", "cat"]
     assert text[0] == text[1]
-    assert f"| {NAME} | 2 | 1.000 " in text[0]
+    assert f"| {NAME} | 2 objects | 1.000 " in text[0]
