@@ -62,8 +62,7 @@ def erase(
         resume: go on with the interrupted run in `out`; the edit is bit-identical to an uninterrupted one's.
         save_every: seconds between checkpoints.
         progress: called after each update.
-        make_images: for methods that learn from pictures, where no folder gives them: how many to draw from the base
-            model of each concept, and as many for each to retain. They are kept in the folder's `images/`.
+        make_images: pictures to draw of each concept, and as many to retain, where no folder gives a method its own.
         probe: looks at the model between updates and ends the fit when the concepts are gone.
 
     Returns:

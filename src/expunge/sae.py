@@ -198,10 +198,8 @@ def train(
         )
     layers = {name: max(1, round(settings.depth * len(found))) - 1 for name, found in text.layers.items()}
     base = digest(text.encoders.items())
-    request = {
-        "base": base, "settings": asdict(settings), "seed": seed,
-        "prompts": hashlib.sha256("\n".join(prompts).encode()).hexdigest(),
-    }  # fmt: skip
+    asked = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    request = {"base": base, "settings": asdict(settings), "seed": seed, "prompts": asked}
     saved = _enter(out, request, resume)
     if isinstance(saved, Dictionary):
         return saved

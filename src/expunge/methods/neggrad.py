@@ -60,14 +60,17 @@ class NegGrad:
     )
     needs: ClassVar[Needs] = Needs(text=False, images=True, retained=True)
 
-    def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
-        """Train the group; yields a Step an update, returns the edit.
+    def __post_init__(self) -> None:
+        """Refuse settings that leave nothing to do, before any picture is drawn.
 
         Raises:
             SettingError: both weights are 0.
         """
         if not self.alpha + self.beta:
             raise SettingError("alpha=0 and beta=0 leave no loss to train on. Raise one of them.")
+
+    def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
+        """Train the group; yields a Step an update, returns the edit."""
         student = state.keep("student", model.denoiser.unlock(self.group))
         opt = state.keep("descent", Descent(student.weights, self.lr))
         seen = Lessons(model, targets, state, self.batch)
