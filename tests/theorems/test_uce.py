@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from expunge.backbones import tiny, toy
+from expunge.backbones.unet import UNetModel
 from expunge.concept import Concept
 from expunge.door import erase
-from expunge.errors import ConceptError
+from expunge.errors import ConceptError, NeedsError
+from expunge.kernel.closedform import Rewrite, renamed
 from expunge.methods.base import readings
 from expunge.methods.uce import UCE
 
@@ -100,3 +106,40 @@ def test_what_follows_the_word_meets_its_counterpart(word: str, count: int) -> N
     comma = 1 + count
     assert [place[comma + i] for i in range(4)] == [1, 2, 3, 4]
     assert [place[i] for i in range(1, comma)] == [1] * count
+
+
+def test_a_table_of_vectors_is_a_layer_that_reads_one_hots() -> None:
+    rng = torch.Generator().manual_seed(0)
+    table = torch.randn(7, 5, generator=rng)
+    x, y, keep = torch.tensor([1, 1, 2, 4]), torch.tensor([3, 4, 3, 5]), torch.tensor([2, 3, 3, 6])
+    rewrite, one = Rewrite(7, table.device), torch.eye(7)
+    rewrite.add(one[x], one[y])
+    rewrite.add(one[keep], one[keep], 3.0)
+    found = renamed(table, x, y, keep, preserve=3.0, ridge=0.1)
+    assert (found - table).abs().max() > 0.1
+    torch.testing.assert_close(found, rewrite.solve(table.T, 0.1).T.float())
+    assert torch.equal(found[[0, 3, 5, 6]], table[[0, 3, 5, 6]])
+
+
+@pytest.mark.parametrize("make", [tiny.pipeline, tiny.xl_pipeline])
+def test_words_without_rows_of_their_own_left_say_nothing(make: Callable[[], object]) -> None:
+    """A letter is a token here; prompts that hold none of the word's letters stay what they were, bit for bit."""
+    model, concept = UNetModel(make(), "tiny"), Concept("bomb", templates=("{c}",))
+    word, empty, other = (model.encode(p).tokens for p in ("bomb", "", "a cat"))
+    assert (word - empty).norm() > 0.1 * empty.norm()
+    edit = erase(model, concept, UCE(reads="tokens", preserve=0.0, ridge=1e-9), seed=0)
+    with edit.on(model):
+        torch.testing.assert_close(model.encode("bomb").tokens, empty)
+        assert torch.equal(model.encode("a cat").tokens, other)
+    with erase(model, concept, UCE(reads="tokens", preserve=1e6, ridge=1e-9), seed=0).on(model):
+        torch.testing.assert_close(model.encode("bomb").tokens, word, atol=1e-2, rtol=0)
+
+
+def test_only_words_have_rows(tmp_path: Path) -> None:
+    with pytest.raises(NeedsError):
+        erase(toy.model(), Concept("bomb", templates=("{c}",)), UCE(reads="tokens"), seed=0)
+    save_file({"<soft>": torch.ones(1, 16)}, tmp_path / "soft.safetensors")
+    soft = Concept("soft", embedding=tmp_path / "soft.safetensors")
+    erase(tiny.model(), soft, UCE(), seed=0)
+    with pytest.raises(ConceptError, match="no word to the vocabulary"):
+        erase(tiny.model(), soft, UCE(reads="tokens"), seed=0)

@@ -78,10 +78,29 @@ class ClipText(Text):
         text: str = self.pipe.maybe_convert_prompt(prompt, self.pipe.tokenizer)
         return text
 
+    @property
+    def vocabularies(self) -> dict[str, str]:
+        """Return the parameter that holds the vocabulary's vectors (v, d), by text encoder."""
+        return {
+            name: next(n for n, p in encoder.named_parameters() if p is encoder.get_input_embeddings().weight)
+            for name, encoder in self.encoders.items()
+        }
+
+    def ids(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return which rows of the vocabulary prompts are read by, (b, n), padding included, by text encoder."""
+        spelled = [self.spelled(p) for p in prompts]
+        return {
+            name: self.pipe.components[TOKENIZERS[name]](
+                spelled, padding="max_length", truncation=True, verbose=False, return_tensors="pt"
+            ).input_ids
+            for name in self.encoders
+        }
+
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt is made of, start and end among them."""
         tokenizer = self.pipe.components[TOKENIZERS[next(iter(self.encoders))]]
-        return [len(tokenizer(self.spelled(p), verbose=False).input_ids) for p in prompts]
+        spelled = [self.spelled(p) for p in prompts]
+        return [len(ids) for ids in tokenizer(spelled, verbose=False).input_ids] if spelled else []
 
     @contextmanager
     def tokens(self, soft: Mapping[str, Vectors]) -> Iterator[None]:

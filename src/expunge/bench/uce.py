@@ -1,4 +1,4 @@
-"""UCE and TUCE on many concepts at once: seconds, and what happens to the erased and to the rest.
+"""UCE, its two layers, and TUCE on many concepts at once: seconds, and what becomes of the erased and of the rest.
 
 The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring:
 protocol `emoji-v1`'s judge, sampler and prompts; 64 pictures of erased objects and 96 of retained ones a count.
@@ -20,14 +20,17 @@ from ..door import erase
 from ..errors import SettingError
 from ..judges.classifier import load_judge
 from ..kernel.model import Model
-from ..methods import get
+from ..methods.base import Method
+from ..methods.tuce import TUCE
+from ..methods.uce import UCE
 from ..metrics.rates import wilson
 from ..protocols import protocol, shuffled
 from ..storage import write_json
 from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS, world
+from .measures import label
 
 RULES = protocol("emoji-v1")
-METHODS = ("uce", "tuce")
+METHODS = (UCE(), UCE(reads="tokens"), TUCE())
 SPARED = 8  # objects left to retain
 ERASED, RETAINED = 64, 96  # pictures of each
 
@@ -49,7 +52,7 @@ def recognised(images: torch.Tensor, names: list[str]) -> dict[str, float]:
 
 
 def measure(
-    counts: Sequence[int], out: Path, progress: Callable[[str], None], methods: Sequence[str] = METHODS
+    counts: Sequence[int], out: Path, progress: Callable[[str], None], methods: Sequence[Method] = METHODS
 ) -> list[dict[str, Any]]:
     """Measure every count with every method and write the rows to `out`.
 
@@ -60,18 +63,18 @@ def measure(
     order = [o for o in shuffled(objects) if o not in BENCH_TARGETS]
     if max(counts) > len(order) - SPARED:
         raise SettingError(f"--counts {max(counts)}: the shipped world can lose at most {len(order) - SPARED} objects.")
-    model, rows = load("emoji"), []
+    model, rows = load("emoji"), list[dict[str, Any]]()
     for n in counts:
         erased, kept = order[:n], [o for o in objects if o not in order[:n]]
         asked = {"erased": (erased, ERASED), "retained": (kept, RETAINED)}
         base = {f"{k}_base": recognised(*pictures(model, *what)) for k, what in asked.items()}
         for method in methods:
             start = time.perf_counter()
-            edit = erase(model, [Concept(o) for o in erased], get(method)(), seed=0)
+            edit = erase(model, [Concept(o) for o in erased], method, seed=0)
             seconds = time.perf_counter() - start
             with edit.on(model):
                 now = {k: recognised(*pictures(model, *what)) for k, what in asked.items()}
-            rows.append({"method": method, "n": n, "seconds": seconds, **base, **now})
+            rows.append({"method": label(method), "n": n, "seconds": seconds, **base, **now})
             progress(json.dumps(rows[-1]))
             write_json(out, rows)
     return rows

@@ -110,7 +110,7 @@ def uce(
     counts: Annotated[str, typer.Option(help="Numbers of concepts, separated by commas.")] = "1,10,50,100",
     out: Results = Path("bench-runs/uce.json"),
 ) -> None:
-    """UCE and TUCE on many concepts at once: seconds, erasure, retention."""
+    """UCE (readers, tokens) and TUCE on many concepts at once: seconds, erasure, retention."""
     from ..bench.uce import measure
 
     found = _words(counts)

@@ -48,6 +48,30 @@ class Rewrite:
         self.gram, self.cross = (state[k].to(self.gram.device) for k in ("gram", "cross"))
 
 
+def renamed(table: Tensor, x: Tensor, y: Tensor, keep: Tensor, preserve: float, ridge: float) -> Tensor:
+    """Return `Rewrite`'s solution for a table of vectors, a layer whose inputs are one-hot: a mean, row by row.
+
+    Args:
+        table: vectors (v, d).
+        x: rows (m,) to be read as others; together they weigh 1.
+        y: the others (m,).
+        keep: rows (k,) to be read as themselves.
+        preserve: what those weigh together.
+        ridge: lambda, relative to the mean weight of a row.
+    """
+    goals, weights = table.double(), table.new_zeros(len(table), dtype=torch.float64)
+    total = torch.zeros_like(goals)
+    for rows, wanted, share in ((x, y, 1.0), (keep, keep, preserve)):
+        each = weights.new_full((len(rows),), share / max(1, len(rows)))
+        weights = weights.index_add(0, rows, each)
+        total = total.index_add(0, rows, each[:, None] * goals[wanted])
+    lam = ridge * weights.mean()
+    # a row that nobody asks about is not to change in its last bits
+    asked = torch.zeros_like(weights, dtype=torch.bool).index_fill(0, x, True)
+    found = (total + lam * goals) / (weights + lam)[:, None]
+    return torch.where(asked[:, None], found, goals).to(table.dtype)
+
+
 def solve(weight: Tensor, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     """Return W* (out, d).
 

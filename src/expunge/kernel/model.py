@@ -93,6 +93,18 @@ class Text(ABC):
     def embedding(self, words: str = "") -> dict[str, Tensor]:
         """Return the vectors (n, d) of the tokens of some words, of the whole vocabulary for none, by text encoder."""
 
+    @property
+    @abstractmethod
+    def vocabularies(self) -> dict[str, str]:
+        """Return the parameter that holds the vocabulary's vectors (v, d), by text encoder."""
+
+    @abstractmethod
+    def ids(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Return which rows of the vocabulary prompts are read by, (b, n), padding included, by text encoder.
+
+        A soft token is in no vocabulary: its rows are beyond the last.
+        """
+
     @abstractmethod
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens each prompt is made of."""
