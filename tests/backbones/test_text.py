@@ -191,3 +191,18 @@ def test_refuses_a_broken_file(tmp_path: Path) -> None:
     (tmp_path / "e.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ConceptError, match="cannot be read"):
         tokens.read(tmp_path / "e.safetensors", {"text_encoder": 16})
+
+
+@models
+def test_ids_are_rows_of_the_vocabulary_and_a_soft_token_has_none(name: str) -> None:
+    model = MODELS[name]()
+    text = model.soft
+    with text.tokens({"<x>": random(model, 2)}):
+        rows = text.ids(["bomb", "<x>"])
+    for encoder, table in text.embedding().items():
+        assert rows[encoder].shape == (2, WINDOW)
+        assert torch.equal(table[rows[encoder][0, 1:5]], text.embedding("bomb")[encoder])
+        assert rows[encoder][0].max() < len(table)
+        assert rows[encoder][1, 1:3].min() >= len(table)
+        parameters = dict(text.encoders[encoder].named_parameters())
+        assert parameters[text.vocabularies[encoder]].data_ptr() == table.data_ptr()
