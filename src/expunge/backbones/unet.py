@@ -18,7 +18,7 @@ from ..kernel.condition import Condition
 from ..kernel.denoiser import Denoiser
 from ..kernel.model import Model, Sampling, digest
 from ..kernel.path import PREDICTION, Path
-from . import onestep
+from . import hands, onestep
 from .text import TOKENIZERS, ClipText
 
 # Names as the papers use them; ESD-x trains "cross-attention", ESD-u "no-cross-attention" (arXiv:2303.07345, section 4)
@@ -139,24 +139,31 @@ class UNetModel(Model):
             steps, guidance = 1, 1.0
         side = self.sampling.size // self.pipe.vae_scale_factor
         shape = (self.denoiser.shape[0], side, side)
+        together, threads = hands.split(len(prompts), batch, shape, self.device)
+        if hands.remembers((self.pipe.unet, self.pipe.vae)):
+            threads = 1
+
+        def draw(pipe: Any, i: int) -> Tensor:
+            part = list(prompts[i : i + together])
+            noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[i : i + together]]
+            images: Tensor = pipe(
+                part,
+                latents=torch.stack(noise).to(self.device, pipe.unet.dtype),
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                negative_prompt=None if negative is None else [negative] * len(part),
+                height=self.sampling.size,
+                width=self.sampling.size,
+                output_type="pt",
+            ).images
+            return images.float().cpu()
+
         done = []
         with onestep.held(self.pipe, self.one_step):
-            for i in range(0, len(prompts), batch):
-                part = list(prompts[i : i + batch])
-                noise = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[i : i + batch]]
-                images = self.pipe(
-                    part,
-                    latents=torch.stack(noise).to(self.device, self.pipe.unet.dtype),
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    negative_prompt=None if negative is None else [negative] * len(part),
-                    height=self.sampling.size,
-                    width=self.sampling.size,
-                    output_type="pt",
-                ).images
-                done.append(images.float().cpu())
+            for images in hands.each(draw, self.pipe, range(0, len(prompts), together), threads):
+                done.append(images)
                 if progress:
-                    progress(len(part))
+                    progress(len(images))
         return torch.cat(done) if done else torch.empty(0, 3, self.sampling.size, self.sampling.size)
 
     @torch.no_grad()
