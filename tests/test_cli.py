@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from expunge import audit as _audit_function  # noqa: F401  (its module is impor
 from expunge import cli, complete, doctor, gate
 from expunge.concept import Concept
 from expunge.errors import SettingError
+from expunge.methods.uce import UCE
 from expunge.records import Card, Run, Score
 
 HELP_BUDGET = 0.3  # seconds, of the issue
@@ -290,7 +292,7 @@ def test_recipe_and_set(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     )
     card = Run.open(tmp_path / "r").card
     assert card.method == "uce"
-    assert card.settings == {"anchorless": "blank", "ridge": 0.25, "preserve": 2.0, "sample": 512}
+    assert card.settings == asdict(UCE(ridge=0.25, preserve=2.0))
 
 
 @pytest.mark.parametrize(
