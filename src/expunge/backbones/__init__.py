@@ -266,7 +266,7 @@ def emoji(device: str | torch.device, dtype: torch.dtype) -> Model:
         pipe = pretrained(str(world.WEIGHTS), dtype, allow_pickle=False)
     # fused attention's backward is a third of a training step on CPU, and the pictures are too small to gain from it
     pipe.unet.set_attn_processor(AttnProcessor())
-    # an eighth off every forward pass on CPU; values stay what they are, and hashes with them
+    # a tenth off every forward pass on CPU; values stay what they are, and hashes with them
     pipe.unet.to(memory_format=torch.channels_last)
     return adapt(pipe, "emoji", device, world.world(), sampling=Sampling(steps=20, guidance=5.0, size=64))
 

@@ -1,7 +1,7 @@
 """Several pictures of a small network drawn at once, each by a thread of its own.
 
 Cores that share the operations of a small network wait for one another hundreds of times a step: two of them draw 64
-pictures of `emoji` in 19 to 29 seconds, by how waiting is done, and in 16 where each draws pictures of its own
+pictures of `emoji` in 20 to 28 seconds, by how waiting is done, and in 18 where each draws pictures of its own
 (docs/dev/log.md, eighth session). Pictures are those that one thread draws, bit for bit.
 """
 
