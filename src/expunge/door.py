@@ -129,6 +129,7 @@ class _Drive:
     before: float = 0.0
     began: float = 0.0
     good: int = 0
+    chosen: dict[str, float] = field(default_factory=dict)
 
     def run(self, model: Model, targets: tuple[Targets, ...], method: Method, seed: int, probe: Probe | None) -> Edit:
         """Drive the method's generator to its end and return the bare edit."""
@@ -142,6 +143,7 @@ class _Drive:
         self.began = time.monotonic()
         _reset_peak(model.device)
         self._save(state)
+        self.chosen = state.chosen
         fit = method.fit(model, targets, state)
         try:
             return self._steps(fit, state)
@@ -244,6 +246,7 @@ class _Drive:
             samples_seen=self.done * int(self.request["settings"].get("batch", 0)),
             make_images=self.request.get("make_images", 0),
             contents=self.request.get("contents", {}),
+            chosen=self.chosen,
         )
 
     def _seconds(self) -> float:

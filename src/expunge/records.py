@@ -59,6 +59,7 @@ class Card:
         samples_seen: updates times batch size; 0 in closed form.
         make_images: pictures that were drawn of each concept, and as many to retain, for the method to learn from.
         contents: SHA-256 of what each file and folder held that the run learned from, by what it was given as.
+        chosen: what the method chose for settings that were left to the model ("auto").
     """
 
     method: str
@@ -79,6 +80,7 @@ class Card:
     samples_seen: int = 0
     make_images: int = 0
     contents: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
 
     @property
     def concepts(self) -> list[Json]:

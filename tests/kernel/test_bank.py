@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,8 +14,8 @@ from expunge.kernel.path import KINDS, Kind
 from expunge.kernel.state import State
 
 
-def bank(model: toy.ToyModel, state: State, prompts: tuple[str, ...] = ("red",), **changes: int) -> Bank:
-    settings = {"batch": 16, "rollouts": 16, "steps": 20, "guidance": 1, "reuse": 1} | changes
+def bank(model: toy.ToyModel, state: State, prompts: tuple[str, ...] = ("red",), **changes: Any) -> Bank:
+    settings: dict[str, Any] = {"batch": 16, "rollouts": 16, "steps": 20, "guidance": 1, "reuse": 1} | changes
     c, null = model.encode(prompts), model.encode("")
     return Bank(model.denoiser, model.denoiser.teacher, c, null, state, **settings)
 
@@ -80,6 +82,28 @@ def test_each_latent_belongs_to_its_prompt() -> None:
     for k, word in enumerate(("red", "blue")):
         mu = model.network.to_mean(model.encode(word).tokens).sum(1).detach()[0]
         assert (means[k] - mu).norm() < (means[1 - k] - mu).norm()
+
+
+def test_concepts_take_turns_however_many_prompts_they_have() -> None:
+    """Trajectories of a refresh: as many of a concept with one prompt as of one with three, and none left out."""
+    model, words = toy.model("eps"), ("red", "blue", "cat", "bomb")
+    shares: dict[tuple[int, ...], list[float]] = {}
+    for sizes in ((), (1, 3)):
+        source = bank(model, State(0), words, sizes=sizes, rollouts=3, batch=3, steps=1)
+        drawn = torch.cat([source.draw().k for _ in range(200)])
+        assert set(drawn.tolist()) == {0, 1, 2, 3}
+        shares[sizes] = (drawn.bincount(minlength=4) / len(drawn)).tolist()
+    # without sizes all prompts are one concept's
+    assert shares[()][0] == pytest.approx(1 / 4, abs=0.06)
+    assert shares[1, 3][0] == 1 / 2
+    assert shares[1, 3][1:] == pytest.approx([1 / 6] * 3, abs=0.04)
+
+
+def test_no_concept_is_left_out_of_a_pass() -> None:
+    """Twenty concepts and twenty trajectories, drawn at random, would leave seven out on average."""
+    model = toy.model("eps")
+    source = bank(model, State(0), ("red",) * 20, sizes=[1] * 20, rollouts=5, batch=5, steps=1)
+    assert len(torch.cat([source.draw().k for _ in range(4)]).unique()) == 20
 
 
 def test_resumed_bank_draws_what_the_undisturbed_one_would() -> None:

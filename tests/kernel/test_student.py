@@ -45,6 +45,14 @@ def test_teacher_equals_a_frozen_copy_and_gradients_stay_right(group: str) -> No
     )
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_root_mean_square_is_of_the_network_s_own_weights(rank: int) -> None:
+    denoiser = tiny.model().denoiser
+    student = denoiser.unlock("cross-attention", rank, torch.Generator().manual_seed(0))
+    own = torch.cat([p.flatten() for n, p in denoiser.module.named_parameters() if n in student.names])
+    assert 0 < student.rms == pytest.approx(own.square().mean().sqrt().item(), rel=1e-5)
+
+
 def test_low_rank_student_starts_as_the_base_and_leaves_no_trace() -> None:
     model = tiny.model()
     denoiser = model.denoiser

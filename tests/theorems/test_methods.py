@@ -39,6 +39,25 @@ def test_esd_reaches_negative_guidance(kind: Kind, eta: float) -> None:
         torch.testing.assert_close(mean(model, "bomb"), wanted, atol=10 * CONVERGED, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_automatic_learning_rate_is_a_hundredth_of_the_weights_and_told(rank: int) -> None:
+    """Adam's first step moves every weight by its learning rate, whatever the loss."""
+    model = toy.model("v")
+    student = model.denoiser.unlock("all", rank, torch.Generator())
+    wanted = 0.01 * student.rms
+    model.lock()
+    assert wanted > 0
+    told, moved = [], []
+    for lr in ("auto", wanted, 2 * wanted):
+        edit = erase(model, BOMB, ESD(group="all", rank=rank, lr=lr, steps=1, batch=4, rollouts=2), seed=0)
+        assert edit.card is not None
+        told.append(edit.card.chosen)
+        moved.append(torch.cat([v.flatten() for v in edit.tensors().values()]))
+    assert told == [{"lr": wanted}, {}, {}]
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.equal(moved[0], moved[2])
+
+
 def test_esd_towards_an_anchor() -> None:
     model = toy.model("v")
     concept = Concept("bomb", templates=("{c}",), anchor="cat")

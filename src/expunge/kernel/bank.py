@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +34,8 @@ class Bank:
     Args:
         denoiser: gives path, parameterisation and latent shape.
         predict: native prediction that samples; the student (on-policy), an average, or the teacher (frozen).
-        c: the prompts' conditions (k); each trajectory draws one.
+        c: the prompts' conditions (k), concept after concept; each trajectory draws one.
+        sizes: prompts of each concept, which sum to k: concepts take turns, however many prompts they have.
         null: the unconditional condition (1).
         state: of the fit; supplies randomness.
         batch: latents a draw.
@@ -56,6 +58,7 @@ class Bank:
         null: Condition,
         state: State,
         *,
+        sizes: Sequence[int] = (),
         batch: int,
         rollouts: int,
         steps: int,
@@ -72,8 +75,9 @@ class Bank:
         self.generator = state.generator
         self.batch, self.rollouts, self.sampling, self.guidance, self.reuse = batch, rollouts, steps, guidance, reuse
         self.beta = beta
+        self.sizes = torch.tensor(sizes or [len(c)])
         self.data: dict[str, Tensor] = {}
-        self.order = torch.empty(0, dtype=torch.long)
+        self.order = self.turns = torch.empty(0, dtype=torch.long)
 
     def draw(self) -> Drawn:
         """Return the next batch, rolling out again when what is left of the last rollout would not fill it."""
@@ -87,7 +91,7 @@ class Bank:
     def refresh(self) -> None:
         """Roll out afresh."""
         device, n = self.c.tokens.device, self.rollouts
-        k = torch.randint(len(self.c), (n,), generator=self.generator)
+        k = self.prompts(n)
         x = torch.randn(n, *self.denoiser.shape, generator=self.generator).to(device, self.c.tokens.dtype)
         jitter = torch.rand(n, generator=self.generator)
         times = self.jittered(jitter).to(device)
@@ -99,6 +103,14 @@ class Bank:
             "k": k.to(device).repeat(len(pairs)),
         }
         self.order = self.drawing_order()
+
+    def prompts(self, n: int) -> Tensor:
+        """Return a prompt for each of n trajectories: of every concept once, in shuffled passes, before any again."""
+        while len(self.turns) < n:
+            self.turns = torch.cat([self.turns, torch.randperm(len(self.sizes), generator=self.generator)])
+        concept, self.turns = self.turns[:n], self.turns[n:]
+        within = (torch.rand(n, generator=self.generator) * self.sizes[concept]).long()
+        return (self.sizes.cumsum(0) - self.sizes)[concept] + within
 
     def drawing_order(self) -> Tensor:
         """Return the indices of the latents to draw until the next refresh, (reuse * rollouts * steps,)."""
@@ -124,9 +136,9 @@ class Bank:
 
     def state_dict(self) -> dict[str, Any]:
         """Return latents and drawing order."""
-        return {**self.data, "order": self.order}
+        return {**self.data, "order": self.order, "turns": self.turns}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved bank."""
-        self.data = {k: v.to(self.c.tokens.device) for k, v in state.items() if k != "order"}
-        self.order = state["order"]
+        self.data = {k: state[k].to(self.c.tokens.device) for k in ("x", "t", "k") if k in state}
+        self.order, self.turns = state["order"], state["turns"]

@@ -68,6 +68,7 @@ class State:
         model: what the probe looks at.
         measured: what the probe last said, None once that has been noted.
         applied: for a fit that trains a copy: puts what it has made into the model while the probe looks.
+        chosen: settings that were left to the model, and what it chose; for the card.
     """
 
     def __init__(self, seed: int, saved: dict[str, Any] | None = None) -> None:
@@ -79,6 +80,7 @@ class State:
         self.model: Any = None
         self.measured: float | None = None
         self.applied: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.chosen: dict[str, float] = {}
         if saved:
             self.index = int(saved["step"]) - 1
             self.generator.set_state(saved["generator"])

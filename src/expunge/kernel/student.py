@@ -6,7 +6,7 @@ gradient, when the teacher is asked. Memory is base + group instead of two netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ class Student:
         module: the network they belong to.
         weights: name -> the live parameter (float32 or finer); low-rank factors when `rank` is positive.
         original: name -> the value it had when unlocked; what the teacher runs with.
+        rms: root mean square of the network's own weights of the group, when unlocked.
         rank: 0 for the weights themselves, else the rank of an additive factorisation of every matrix.
 
     Raises:
@@ -37,11 +38,12 @@ class Student:
     ) -> None:
         self.module, self.names, self.rank = module, names, rank
         self.adapters: dict[str, LowRank] = {}
+        found = dict(module.named_parameters())
+        self.rms = rms([found[n] for n in names])
         if rank:
             self.adapters = attach(module, names, rank, generator)
             self.weights = {f"{n}.{k}": p for n, a in self.adapters.items() for k, p in a.named_parameters()}
         else:
-            found = dict(module.named_parameters())
             self.weights = {n: found[n] for n in names}
             if half := [n for n, p in self.weights.items() if p.dtype.itemsize < torch.float32.itemsize]:
                 raise Unsupported(
@@ -107,6 +109,13 @@ class Student:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the live values."""
         self.load(state)
+
+
+@torch.no_grad()
+def rms(weights: Sequence[Tensor]) -> float:
+    """Return the root mean square over every element of some tensors."""
+    squares = sum(float(w.double().square().sum()) for w in weights)
+    return float((squares / sum(w.numel() for w in weights)) ** 0.5)
 
 
 def attach(module: nn.Module, names: list[str], rank: int, generator: torch.Generator | None) -> dict[str, LowRank]:

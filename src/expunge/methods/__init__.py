@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from ..errors import SettingError, nearest
 
@@ -113,7 +113,11 @@ def cost(method: type[Any]) -> str:
 
 def spelled(kind: Any) -> str:
     """Return a setting's type as people write it: its name, or the words it may be."""
-    return " or ".join(map(repr, get_args(kind))) if get_origin(kind) is Literal else str(kind.__name__)
+    if get_origin(kind) is Annotated:
+        return spelled(kind.__origin__)
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return " or ".join(map(spelled, get_args(kind))) or str(kind.__name__)
 
 
 def section(doc: str, title: str) -> str:

@@ -43,7 +43,7 @@ from ..kernel.salient import Salient
 from ..kernel.state import State, Step
 from ..kernel.terms import errors, held, is_late, over, some
 from ..papers import Paper
-from .base import Needs, conditions, kept
+from .base import Needs, Rate, conditions, kept, rate, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class ANT:
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -85,12 +85,12 @@ class ANT:
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         salient = state.keep("salient", Salient(student.weights))
         bank = state.keep(
             "bank",
             Bank(
-                e_theta, e_theta, c, null, state,
+                e_theta, e_theta, c, null, state, sizes=sizes(targets),
                 batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
                 reuse=self.reuse,
             ),

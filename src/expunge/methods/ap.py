@@ -47,7 +47,7 @@ from ..kernel.state import State, Step
 from ..kernel.terms import Space, distance, held, some
 from ..papers import Paper
 from ..vocabulary import instead, vocabulary
-from .base import File, Needs, conditions, kept
+from .base import File, Needs, Rate, conditions, kept, rate, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class AP:
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling"] = 3.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -97,13 +97,13 @@ class AP:
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         trajectories = partial(
             Bank, e_theta, e_theta, null=null, state=state, batch=self.batch, rollouts=self.rollouts,
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse,
         )  # fmt: skip
-        bank = state.keep("bank", trajectories(c))
-        others = state.keep("others", trajectories(Condition.cat(candidates)))
+        bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
+        others = state.keep("others", trajectories(Condition.cat(candidates), sizes=[len(own) for own in words]))
         search = adversary(
             self.adversary, e_theta, candidates, state.generator, lr=self.search_lr, tau=self.tau, steps=self.ascent
         )

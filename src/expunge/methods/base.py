@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor
 
 from ..concept import Targets
@@ -17,9 +18,12 @@ from ..kernel.condition import Condition
 from ..kernel.model import Model
 from ..kernel.neighbours import thinned
 from ..kernel.state import State, Step
+from ..kernel.student import Student
 from ..papers import Paper
 
 Anchorless = Literal["blank", "empty"]
+Rate = Annotated[float, Gt(0), Le(1)] | Literal["auto"]
+RELATIVE = 0.01  # of the weights' root mean square: the longest step of Adafactor (arXiv:1804.04235, section 8)
 FILE = object()
 File = Annotated[str, FILE]  # a setting that names a file to learn from: what the file holds is then part of the run
 
@@ -60,7 +64,14 @@ class Method(Protocol):
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Yield a Step an update and return the Edit."""
-        ...
+
+
+def rate(lr: Rate, student: Student, state: State) -> float:
+    """Return Adam's learning rate; "auto" is in proportion to the student's weights, and the run's card tells it.
+
+    Adam moves each weight by about its learning rate an update, and weights differ in size from network to network.
+    """
+    return lr if lr != "auto" else state.chosen.setdefault("lr", RELATIVE * student.rms)
 
 
 def conditions(model: Model, targets: Sequence[Targets]) -> tuple[Condition, Condition]:
@@ -68,6 +79,11 @@ def conditions(model: Model, targets: Sequence[Targets]) -> tuple[Condition, Con
     prompts = [p for target in targets for p in target.prompts]
     anchors = [a for target in targets for a in target.anchors]
     return model.encode(prompts), model.encode(anchors)
+
+
+def sizes(targets: Sequence[Targets]) -> list[int]:
+    """Return how many of the prompts that `conditions` encodes each target has."""
+    return [len(target.prompts) for target in targets]
 
 
 def kept(model: Model, targets: Sequence[Targets], most: int | None = None) -> Condition | None:
@@ -130,6 +146,5 @@ def readings(
 
 def readers(model: Model) -> dict[str, Tensor]:
     """Return the matrices that read the prompt encoding, by `component.parameter`."""
-    component = component_of(model, model.denoiser.module)
-    found = model.denoiser.text_readers(model.encode(""))
+    component, found = component_of(model, model.denoiser.module), model.denoiser.text_readers(model.encode(""))
     return {f"{component}.{name}.weight": layer.weight for name, layer in found.items()}

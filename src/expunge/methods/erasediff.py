@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..concept import Targets
@@ -41,7 +41,7 @@ from ..kernel.path import x0_and_eps
 from ..kernel.saliency import gradient
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs
+from .base import Needs, Rate, rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class EraseDiff:
     multiplier: Annotated[Literal["ratio", "cosine"], "lambda of the paper (ratio) or of its code (cosine)"] = "ratio"
     eta: Annotated[float, Ge(0), Le(100), "how much the forgetting loss must fall, eta"] = 0.1
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -71,7 +71,7 @@ class EraseDiff:
         """Train the group; yields a Step an update, returns the edit."""
         e_theta = model.denoiser
         student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         seen = Lessons(model, targets, state, self.batch)
 
         def forget() -> Tensor:

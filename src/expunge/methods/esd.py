@@ -38,7 +38,7 @@ from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.terms import gated, held, is_late, some
 from ..papers import Paper
-from .base import Needs, conditions, kept
+from .base import Needs, Rate, conditions, kept, rate, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +55,8 @@ class ESD:
     )
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -79,12 +79,12 @@ class ESD:
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         choice = state.keep("smallest", Smallest(student, opt, self.smallest, self.steps))
         bank = state.keep(
             "bank",
             Bank(
-                e_theta, e_theta, c, null, state,
+                e_theta, e_theta, c, null, state, sizes=sizes(targets),
                 batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
                 reuse=self.reuse,
             ),

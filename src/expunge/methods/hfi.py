@@ -46,7 +46,7 @@ from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
 from ..papers import Paper
-from .base import Needs, conditions, kept
+from .base import Needs, Rate, conditions, kept, rate, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class HFI:
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -89,7 +89,7 @@ class HFI:
         e, e_theta = model.denoiser.teacher, model.denoiser
         student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
         ema = state.keep("ema", Ema(student, self.decay))
-        opt = state.keep("descent", Descent(student.weights, self.lr, clip=1.0))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state), clip=1.0))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
@@ -98,7 +98,7 @@ class HFI:
             Bank, e_theta, average, null=null, state=state, batch=self.batch, rollouts=self.rollouts,
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse, beta=(self.alpha, self.beta),
         )  # fmt: skip
-        bank = state.keep("bank", trajectories(c))
+        bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
         said = [(p, own.bare[0]) for own in targets for p in own.rejected if self.steer]
         if said:
             p, v = (model.encode(prompts) for prompts in zip(*said, strict=True))

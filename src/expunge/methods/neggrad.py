@@ -25,7 +25,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 
 from ..concept import Targets
 from ..edits import Edit, of
@@ -35,7 +35,7 @@ from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs
+from .base import Needs, Rate, rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class NegGrad:
     alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain; 0 for plain ascent"] = 1.0
     beta: Annotated[float, Ge(0), Le(1000), "weight of the ascent on the pictures to forget"] = 0.05
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -72,7 +72,7 @@ class NegGrad:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""
         student = state.keep("student", model.denoiser.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         seen = Lessons(model, targets, state, self.batch)
         for i in state.steps(self.steps):
             # both are drawn whatever the weights: runs that differ in them see the same pictures, times and noises

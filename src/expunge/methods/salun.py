@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from ..concept import Targets
@@ -44,7 +44,7 @@ from ..kernel.pool import Pool
 from ..kernel.saliency import MeanGradient, shrink, top
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs
+from .base import Needs, Rate, rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class SalUn:
     draws: Annotated[int, Ge(1), Le(1000), "times and noises of each picture in the mask's gradient"] = 4
     alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain"] = 1.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -76,7 +76,7 @@ class SalUn:
         """Find the mask, then train; yields a Step a draw and a Step an update, returns the edit."""
         e_theta = model.denoiser
         student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, self.lr))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
         masked = self.threshold == "hard" and self.density < 1
         slope = state.keep("saliency", MeanGradient(student.weights if masked else {}))
         seen = Lessons(model, targets, state, self.batch)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Le, Lt
 from torch import Tensor
 
 from ..concept import Targets
@@ -42,7 +42,7 @@ from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
 from ..papers import Paper
-from .base import Needs, conditions, kept
+from .base import Needs, Rate, conditions, kept, rate, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,12 @@ class SDD:
     group: Annotated[str, "weights to train"] = "cross-attention"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
     smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
-    decay: Annotated[float, Ge(0), Lt(1), "decay m of the moving average"] = 0.98
+    decay: Annotated[float, Ge(0), Lt(1), "decay m of the moving average"] = 0.95
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 1e-4
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -81,7 +81,7 @@ class SDD:
         e_theta = model.denoiser
         student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
         ema = state.keep("ema", Ema(student, self.decay))
-        opt = state.keep("descent", Descent(student.weights, self.lr, clip=1.0))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state), clip=1.0))
         choice = state.keep("smallest", Smallest(student, opt, self.smallest, self.steps))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -90,7 +90,7 @@ class SDD:
         bank = state.keep(
             "bank",
             Bank(
-                e_theta, average, c, null, state,
+                e_theta, average, c, null, state, sizes=sizes(targets),
                 batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
                 reuse=self.reuse,
             ),

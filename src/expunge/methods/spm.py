@@ -48,7 +48,7 @@ from ..kernel.gate import Membranes, named, planted
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs, conditions
+from .base import Needs, conditions, sizes
 
 GROUP = "transformer-blocks"
 
@@ -93,7 +93,7 @@ class SPM:
             bank = state.keep(
                 "bank",
                 Bank(
-                    e_m, e_m, c, null, state,
+                    e_m, e_m, c, null, state, sizes=sizes(targets),
                     batch=self.batch, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance,
                     reuse=self.reuse,
                 ),

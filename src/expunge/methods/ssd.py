@@ -39,7 +39,7 @@ from ..kernel.model import Model
 from ..kernel.saliency import MeanGradient, top
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs, conditions, kept
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class SSD:
         bank = state.keep(
             "bank",
             Bank(
-                e, e.teacher, c, null, state,
+                e, e.teacher, c, null, state, sizes=sizes(targets),
                 batch=1, rollouts=self.rollouts, steps=self.sampling_steps, guidance=self.guidance, reuse=1,
             ),
         )  # fmt: skip
