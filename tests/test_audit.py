@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,10 @@ class Reader:
         styles = torch.nn.functional.one_hot(code[:, 1], len(STYLES)).float()
         lost = ~images.isfinite().flatten(1).all(1, keepdim=True)
         return Reading(objects.masked_fill(lost, torch.nan), styles.masked_fill(lost, torch.nan))
+
+    def prototypes(self):
+        # every tenth of the alphabet looks alike, which is not what their prompts say
+        return {o: np.array([math.cos(i % 10), math.sin(i % 10), 1.0]) for i, o in enumerate(OBJECTS)}
 
     def depths(self, images):
         return [images, torch.nn.functional.avg_pool2d(images, 16)]
@@ -310,6 +315,8 @@ def test_a_protocol_of_ones_own(run):
     prove(run, PERFECT)
     s = {s.metric: s for s in audit(run, small, model=Painter(), edit=PERFECT, panel=PANEL)}
     assert (s["ua"].protocol, s["ua"].n, s["ira"].n) == ("small", 8, 10)
+    # one neighbour by its prompt, one by its look
+    assert {r["concept"] for r in Run(run).outcomes if r["part"] == "neighbour"} == {"thing b", "thing m"}
     # its samples are fewer, and none of the former audit's are left
     named = {r[side] for r in Run(run).samples for side in ("base", "edited")}
     assert {p.name for p in (run / "samples").iterdir()} == named | {"index.json", "sheet.png"}

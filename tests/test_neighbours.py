@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from expunge.neighbours import damage, nearest, similarities
+from expunge.neighbours import alternating, damage, nearest, similarities
 
 
 def test_a_common_part_does_not_make_everything_similar():
@@ -41,3 +41,10 @@ def test_damage_ranks_neighbours_and_an_unread_picture_is_damage():
     assert [(r["name"], r["n"]) for r in rows] == [("far", 2), ("lookalike", 1), ("near", 2)]
     assert [r["damage"] for r in rows] == pytest.approx([1.0, 0.9, 0.1])
     assert rows[1]["text_similarity"] is None
+
+
+def test_near_ones_come_from_both_spaces_by_turns() -> None:
+    text, look = {"a": 0.9, "b": 0.8, "c": 0.1}, {"c": 0.7, "a": 0.6, "d": 0.5}
+    assert alternating(text, look, 3) == ["a", "c", "b"]
+    assert alternating(text, look, 9) == ["a", "c", "b", "d"]
+    assert alternating(text, {}, 2) == ["a", "b"]

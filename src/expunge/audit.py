@@ -116,9 +116,11 @@ def audit(
         class_panel = cast(ClassPanel, panel) if panel else panel_of(rules, card.model)
         examine = partial(examine_classes, rules, class_panel, card)
     else:
-        text = neighbours.similarities(text_vectors(model, rules, world, kind), targets)
-        specs = rules.pictures(world, targets, kind, neighbours.nearest(text, rules.near) if kind == "object" else ())
         loaded = cast(Panel, panel) if panel else load_panel(WEIGHTS, rules.scorer, rules.trunk, rules.hashes)
+        text = neighbours.similarities(text_vectors(model, rules, world, kind), targets)
+        look = neighbours.similarities(loaded.trunk.prototypes(), targets)
+        near = neighbours.alternating(text, look, rules.near) if kind == "object" else ()
+        specs = rules.pictures(world, targets, kind, near)
         examine = partial(examine_objects, rules, loaded, card, kind, text)
     base = base_pictures(model, rules, specs, tick)
     with applied.on(model) as edited_model:

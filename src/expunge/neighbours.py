@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,12 @@ def similarities(vectors: Mapping[str, Array], targets: Sequence[str]) -> dict[s
 def nearest(similar: Mapping[str, float], n: int) -> list[str]:
     """Return the n most similar names, the nearest first; equals by name."""
     return sorted(similar, key=lambda k: (-similar[k], k))[:n]
+
+
+def alternating(one: Mapping[str, float], other: Mapping[str, float], n: int) -> list[str]:
+    """Return n names, by turns the nearest of either mapping that is not there yet."""
+    both = (name for pair in zip_longest(nearest(one, len(one)), nearest(other, len(other))) for name in pair if name)
+    return list(dict.fromkeys(both))[:n]
 
 
 def damage(

@@ -64,7 +64,8 @@ class Protocol:
         steps, guidance: sampling.
         styled, bare, unspecific: prompts; "{c}" is the object, "{x}" the style. The last only finds near styles.
         targets: target pictures; objects: two thirds styled, one third bare; styles: one a random object.
-        retained: pictures of everything else, `near` nearest concepts with `near_each` pictures included.
+        retained: pictures of everything else, `near` nearest concepts with `near_each` pictures included: by turns
+            the nearest by prompt and by the trunk's idea of their pictures.
         floor: object probability under which a picture is degenerate.
         scorer, trunk: the judge that alone scores, and the one whose features FID, KID and perceptual distances use.
         hashes: (judge, sha256 of its file) pairs that are binding; a judge not listed is not pinned.

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -162,6 +164,10 @@ class Judge(nn.Module):
         readable = images.isfinite().flatten(1).all(1, keepdim=True)
         objects, styles = (torch.cat(heads).softmax(1) for heads in zip(*logits, strict=True))
         return Reading(objects.where(readable, torch.nan), styles.where(readable, torch.nan))
+
+    def prototypes(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return object -> direction (d,) in which the features of its real pictures differ from those of others."""
+        return dict(zip(self.objects, self.object_head.weight.detach().cpu().double().numpy(), strict=True))
 
     def confidence(self, images: Tensor) -> Tensor:
         """Return the softmax probability of the best object, shape (n,); nan for a picture that is not finite."""
