@@ -10,7 +10,7 @@ from expunge.backbones import tiny
 from expunge.bench import cells
 from expunge.concept import Concept
 from expunge.door import erase
-from expunge.errors import NeedsError
+from expunge.errors import BadRun, NeedsError
 from expunge.methods.uce import UCE
 from expunge.records import Run, Score
 from expunge.storage import write_json
@@ -78,3 +78,49 @@ def test_refusals_are_kept_and_told_once_a_reason(tmp_path: Path, monkeypatch: p
     write_json(tmp_path / "b" / cells.REFUSED, {"error": "no pictures"})
     told = cells.refusals([("uce", "bomb", tmp_path / "a"), ("uce", "pill", tmp_path / "b"), ("uce", "x", tmp_path)])
     assert told == ["uce on bomb, pill: no pictures"]
+
+
+def test_a_cell_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    folder = tmp_path / "esd" / "bomb"
+    with cells.claimed(folder) as mine:
+        assert mine
+        # a second opening of the file locks like a second process
+        with cells.claimed(folder) as theirs, cells.claimed(tmp_path / "esd" / "pill") as another:
+            assert not theirs
+            assert another
+    with cells.claimed(folder) as again:
+        assert again
+
+
+def test_what_cells_found_goes_to_another_machine_without_their_pictures(model: Any, tmp_path: Path) -> None:
+    here, there, known = tmp_path / "here", tmp_path / "there", tmp_path / "known.jsonl"
+    cells.recall(known, here)  # no file yet: nothing is known
+    assert not here.exists()
+    cells.fill(model, None, UCE(), BOMB, here / "uce" / "bomb")
+    write_json(here / "uce" / "bomb" / cells.MEASURES, {"updates": 0.0})
+    write_json(here / "uce" / "pill" / cells.REFUSED, {"error": "no", "base_hash": model.hash, "settings": {}})
+    cells.keep(known, here)
+    assert len(known.read_text().splitlines()) == 2
+    assert not cells.finished(there / "uce" / "bomb", UCE(), model.hash)
+    write_json(there / "uce" / "pill" / cells.REFUSED, {"error": "its own"})
+    cells.recall(known, there)
+    assert cells.finished(there / "uce" / "bomb", UCE(), model.hash)
+    assert sorted(p.name for p in (there / "uce" / "bomb").iterdir()) == ["card.json", "measures.json", "scores.json"]
+    # what is there already stays
+    assert "its own" in (there / "uce" / "pill" / cells.REFUSED).read_text()
+    # and what comes back is what went out
+    write_json(there / "uce" / "pill" / cells.REFUSED, {"error": "no", "base_hash": model.hash, "settings": {}})
+    before = known.read_bytes()
+    cells.keep(known, there)
+    assert known.read_bytes() == before
+    # cells of other settings begin anew, though nothing but their figures is there
+    cells.fill(model, None, UCE(ridge=7.0), BOMB, there / "uce" / "bomb")
+    assert (there / "uce" / "bomb" / "edit.safetensors").exists()
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"card.json": {}}'])
+def test_a_file_that_is_none_of_ours_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "known.jsonl").write_text(line + "\n")
+    with pytest.raises(BadRun, match="line 1 of .*known.jsonl is no cell"):
+        cells.recall(tmp_path / "known.jsonl", tmp_path / "work")
+    assert not (tmp_path / "work").exists()

@@ -1,5 +1,6 @@
 """What claims are decided by: read from an audit, or measured beside it."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,11 @@ def test_values_come_from_scores_card_outcomes_and_measures(scene: Scene) -> Non
     assert value(scene.folder, "ua / base") is None
     assert value(scene.folder, "fid") is None
     assert value(scene.folder, "seconds") == 7.0
-    assert value(scene.folder, "neighbours") is None
+    assert math.isnan(measures.neighbours(scene)["neighbours"])
     seen = [("neighbour", "a", "a"), ("neighbour", "b", "c"), ("neighbour", "b", None), ("neighbour", "d", "d")]
     rows = [{"part": p, "object": o, "edited": {"object": e}} for p, o, e in (*seen, ("retain", "e", "x"))]
     Run(scene.folder).write_outcomes(rows)
-    assert value(scene.folder, "neighbours") == 0.5
+    assert measures.neighbours(scene) == {"neighbours": 0.5}
     assert value(scene.folder, "updates") is None
     write_json(scene.folder / measures.MEASURES, {"updates": 3.0, "identical": None})
     assert value(scene.folder, "updates") == 3.0

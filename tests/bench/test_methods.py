@@ -11,8 +11,9 @@ from expunge import cli
 from expunge.backbones import tiny
 from expunge.bench import cells
 from expunge.bench import methods as grid
-from expunge.errors import ExpungeError, NeedsError, StorageError
+from expunge.errors import ExpungeError, NeedsError, SettingError, StorageError
 from expunge.methods import get
+from expunge.methods.esd import ESD
 from expunge.metrics.rates import wilson
 from expunge.records import Card, Run, Score
 from expunge.storage import write_json
@@ -71,6 +72,23 @@ def test_cells_of_another_model_or_of_other_defaults_are_not_finished(tmp_path: 
     run = Run(grid.folder_of(tmp_path, "esd", "bomb"))
     run.write_card(replace(run.card, settings=run.card.settings | {"steps": 3}))
     assert not grid.finished(tmp_path, "esd", "bomb", BASE)
+
+
+def test_an_arm_is_a_method_with_settings() -> None:
+    assert grid.built("esd") == ESD()
+    assert grid.built("esd steps=3 lr=0.01") == ESD(steps=3, lr=0.01)
+    assert grid.folder_of(Path("w"), "esd steps=3", "beer mug") == Path("w/esd-steps=3/beer-mug")
+    with pytest.raises(SettingError, match="steps"):
+        grid.built("esd stepps=3")
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[Path] = []
+    monkeypatch.setattr(cells, "fill", lambda *given: filled.append(given[-1]))
+    busy, free = (grid.folder_of(tmp_path, "uce", t) for t in ("bomb", "pizza"))
+    with cells.claimed(busy):
+        grid.run(tiny.model(), [("uce", "bomb"), ("uce", "pizza")], tmp_path, lambda *_: None)
+    assert filled == [free]
 
 
 def test_a_refusal_is_a_result_and_a_full_disk_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,17 @@
 """Cells of the bench's grids: an erasure with its audit in a run folder, or the method's reason for refusing.
 
-A cell of the same model, settings and protocol is not run again, and an interrupted one goes on.
+A cell of the same model, settings and protocol is not run again, and an interrupted one goes on. What cells have found,
+without their edits and pictures, fits into one file of lines (`keep`), from which another machine goes on (`recall`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,15 @@ from ..errors import BadRun, ConceptError, Diverged, EmptySelection, NeedsError,
 from ..judges.panel import Panel
 from ..kernel.model import Model
 from ..protocols import Protocol, protocol
-from ..records import CARD, Run, Score
-from ..storage import write_json
+from ..records import CARD, SCORES, Run, Score
+from ..storage import write_atomic, write_json
 
 RULES = protocol("emoji-v1")
 SHORT = replace(RULES, id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
 PICTURES = 64  # drawn of the target, and to retain, for methods that learn from pictures
 REFUSED = "refused.json"
+MEASURES = "measures.json"
+FOUND = (CARD, SCORES, MEASURES, REFUSED)  # what a cell has found
 # a method's answer to a target, and a result; anything else, such as a full disk, ends the bench
 REFUSALS = (ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported)
 RESAMPLES = 4000
@@ -58,6 +63,19 @@ def finished(folder: Path, method: Any, base_hash: str, rules: Protocol = RULES)
     return bool(made["base_hash"] == base_hash and made["settings"] == settings_of(method))
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Tell whether a cell is this process's while it is in here: several processes can share a grid."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        try:
+            flock(file, LOCK_EX | LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def fill(
     model: Model,
     panel: Panel | None,
@@ -87,6 +105,33 @@ def fill(
     except REFUSALS as error:
         about = {"error": str(error), "base_hash": model.hash, "settings": settings_of(method)}
         write_json(folder / REFUSED, about)
+
+
+def recall(known: Path, work: Path) -> None:
+    """Lay the cells that were found elsewhere under `work`, but for those that are there already.
+
+    Raises:
+        BadRun: the file is not one that `keep` wrote.
+    """
+    for number, line in enumerate(known.read_text(encoding="utf-8").splitlines() if known.is_file() else [], 1):
+        try:
+            cell = json.loads(line)
+            folder, found = work / cell["cell"], {name: cell[name] for name in FOUND if name in cell}
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadRun(f"line {number} of {known} is no cell of a bench: {error!r}. Give another --known.") from error
+        if not any((folder / name).exists() for name in FOUND):
+            for name, data in found.items():
+                write_json(folder / name, data)
+
+
+def keep(known: Path, work: Path) -> None:
+    """Write what every cell under `work` has found into one file, a line a cell, losses left out."""
+    lines = []
+    for folder in sorted({path.parent for name in (SCORES, REFUSED) for path in work.rglob(name)}):
+        cell = {name: json.loads((folder / name).read_text()) for name in FOUND if (folder / name).is_file()}
+        cell.get(CARD, {}).pop("losses", None)
+        lines.append(json.dumps({"cell": folder.relative_to(work).as_posix(), **cell}))
+    write_atomic(known, "".join(line + "\n" for line in lines).encode())
 
 
 def refusals(cells: Iterable[tuple[str, str, Path]]) -> list[str]:

@@ -35,8 +35,8 @@ from ..methods.spm import SPM
 from ..methods.ssd import SSD
 from ..storage import write_json
 from ..zoo.emoji.world import WEIGHTS
-from .cells import REFUSED, RESAMPLES, SEED, SHORT, Interval, fill, finished, refusals
-from .measures import FOUND, MEASURES, SHARE, Cell, Scene, label, measured, value
+from .cells import MEASURES, REFUSED, RESAMPLES, SEED, SHORT, Interval, claimed, fill, finished, refusals
+from .measures import FOUND, SHARE, Cell, Scene, label, measured, value
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,14 @@ def whole(cell: Cell, wanted: Collection[str], work: Path, base_hash: str) -> bo
 
 
 def run(model: Model, todo: Mapping[Cell, set[str]], work: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Run cells, or go on with them."""
+    """Run cells, or go on with them, but for those that another process is at."""
     panel = load_panel(WEIGHTS, SHORT.scorer, SHORT.trunk, SHORT.hashes) if todo else None
     for i, (cell, wanted) in enumerate(todo.items()):
         progress(f"cells: {label(cell.method)} on {cell.target}, seed {cell.seed}", i, len(todo))
-        look(Scene(model, panel, cell, cell.folder(work)), wanted)
+        folder = cell.folder(work)
+        with claimed(folder) as mine:
+            if mine and not whole(cell, wanted, work, model.hash):
+                look(Scene(model, panel, cell, folder), wanted)
     progress("cells", len(todo), len(todo))
 
 

@@ -6,6 +6,7 @@ The latter are kept in a cell's measures.json, so that nothing is measured twice
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,9 +28,8 @@ from ..kernel.saliency import smallest
 from ..methods.fewshot import FewShot
 from ..protocols import PictureSpec
 from ..records import Json, Run
-from .cells import PICTURES, SEED, SHORT, scores_of
+from .cells import MEASURES, PICTURES, SEED, SHORT, scores_of
 
-MEASURES = "measures.json"
 KEPT = 24  # retained pictures that are drawn again where an audit's scores do not suffice
 FEW = 8  # pictures for the method that asks for a few; drawing them is a part of its seconds
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the time axis, where the unconditional score is looked at
@@ -134,6 +134,12 @@ def unconditional(model: Model, edit: Edit, z: Tensor) -> float:
     return float(torch.cat(changes).mean())
 
 
+def neighbours(scene: Scene) -> dict[str, float]:
+    """Share of the nearest retained objects' pictures in which the object is still read."""
+    rows = [r for r in Run(scene.folder).outcomes if r["part"] == "neighbour"]
+    return {"neighbours": fmean(r["edited"]["object"] == r["object"] for r in rows) if rows else math.nan}
+
+
 def updates(scene: Scene) -> dict[str, float]:
     """How often any optimiser steps in the cell's erasure, which is made once more for it."""
     n, method = [0], scene.cell.method
@@ -181,6 +187,7 @@ def readings(scene: Scene, specs: Sequence[PictureSpec]) -> list[str | None]:
 # measure -> what finds it, and maybe others on the way; all other measures are read from the audit
 FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
     "identical": identical,
+    "neighbours": neighbours,
     "null change": null_change,
     "updates": updates,
     **dict.fromkeys(("ua pruned", "ua lost by pruning", "accuracy of the pruned base"), pruning),
@@ -190,7 +197,7 @@ FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
 def value(folder: Path, measure: str) -> float | None:
     """Return a measure of a cell; None where it has none.
 
-    Measures are those of FOUND, "seconds", "neighbours", a metric of the protocol, or a metric "/ base".
+    Measures are those of FOUND, "seconds", a metric of the protocol, or a metric "/ base".
     """
     scores = scores_of(folder, SHORT)
     if not scores:
@@ -200,9 +207,6 @@ def value(folder: Path, measure: str) -> float | None:
         return found
     if measure == "seconds":
         return Run(folder).card.seconds
-    if measure == "neighbours":
-        rows = [r for r in Run(folder).outcomes if r["part"] == "neighbour"]
-        return fmean(r["edited"]["object"] == r["object"] for r in rows) if rows else None
     score, (_, relative, _) = scores[measure.split(maxsplit=1)[0]], measure.partition(" / ")
     if score.value is None or not relative:
         return score.value

@@ -1,8 +1,9 @@
 """Every method with its defaults on the bench targets: erase, audit, one table, one plot.
 
-A cell is one method on one target, a run folder under `work`. A cell that holds scores of the same model and the same
-defaults is not run again, an interrupted one goes on. Defaults are chosen on objects that are no targets
-(docs/dev/log.md), so the table is not tuned to itself.
+An arm is a method's name, alone for its defaults or with settings ("sdd steps=300"); a cell is one arm on one target,
+a run folder under `work`. A cell that holds scores of the same model and settings is not run again, an interrupted one
+goes on, and several processes share the cells. Defaults are chosen on objects that are no targets (docs/dev/log.md), so
+the table is not tuned to itself.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from .. import flags
 from ..concept import Concept
 from ..judges.panel import load_panel
 from ..kernel.model import Model
@@ -66,23 +68,35 @@ def kind_of(target: str) -> Literal["object", "style"]:
     return "style" if target in STYLES else "object"
 
 
-def folder_of(work: Path, method: str, target: str) -> Path:
+def folder_of(work: Path, arm: str, target: str) -> Path:
     """Return the run folder of a cell."""
-    return work / method / target.replace(" ", "-")
+    return work / arm.replace(" ", "-") / target.replace(" ", "-")
 
 
-def finished(work: Path, method: str, target: str, base_hash: str) -> bool:
-    """Tell whether a cell holds scores, or why it has none, of this model and the method's present defaults."""
-    return cells.finished(folder_of(work, method, target), get(method)(), base_hash)
+def built(arm: str) -> Any:
+    """Return the method of an arm.
+
+    Raises:
+        SettingError: an unknown method or setting.
+    """
+    name, *settings = arm.split()
+    return flags.build(get(name), flags.parse(settings))
+
+
+def finished(work: Path, arm: str, target: str, base_hash: str) -> bool:
+    """Tell whether a cell holds scores, or why it has none, of this model and the arm's settings."""
+    return cells.finished(folder_of(work, arm, target), built(arm), base_hash)
 
 
 def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Callable[[str, int, int], None]) -> None:
-    """Run cells, (method, target) each."""
+    """Run cells, (arm, target) each, but for those that another process is at."""
     panel = load_panel(WEIGHTS, RULES.scorer, RULES.trunk, RULES.hashes) if todo else None
-    for i, (method, target) in enumerate(todo):
-        progress(f"cells: {method} on {target}", i, len(todo))
-        concept = Concept(target, kind=kind_of(target))
-        cells.fill(model, panel, get(method)(), concept, folder_of(work, method, target))
+    for i, (arm, target) in enumerate(todo):
+        progress(f"cells: {arm} on {target}", i, len(todo))
+        folder, concept = folder_of(work, arm, target), Concept(target, kind=kind_of(target))
+        with cells.claimed(folder) as mine:
+            if mine and not finished(work, arm, target, model.hash):
+                cells.fill(model, panel, built(arm), concept, folder)
     progress("cells", len(todo), len(todo))
 
 

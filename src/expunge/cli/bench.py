@@ -17,6 +17,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+Known = Annotated[
+    Path | None,
+    typer.Option(help="File of the cells that are measured already; read, and written again with what is added."),
+]
 Results = Annotated[Path, typer.Option(help="JSON file of the results.")]
 
 
@@ -27,37 +31,54 @@ def _words(text: str) -> list[str]:
 @app.command()
 def methods(
     *,
-    only: Annotated[str, typer.Option("--methods", help="Names separated by commas; default: all.")] = "",
+    only: Annotated[
+        str,
+        typer.Option(
+            "--methods", help='Names separated by commas, each alone or with settings, "sdd steps=300"; default: all.'
+        ),
+    ] = "",
     targets: Annotated[
         str,
         typer.Option(help="Objects and styles, separated by commas, or a number of bench targets, and two styles."),
     ] = "8",
     work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs"),
+    known: Known = None,
     table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
     plot: Annotated[Path | None, typer.Option(help="SVG to write: erasure against retention.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Every method with its defaults on the bench targets: one table, one plot. Interrupted, it goes on."""
+    """Every method with its defaults on the bench targets: one table, one plot. Interrupted, it goes on.
+
+    The same command started twice shares the work.
+    """
     from ..methods import METHODS
     from ..zoo.emoji.world import BENCH_STYLES, BENCH_TARGETS, STYLES, drawn
 
     chosen, asked = _words(only) or list(METHODS), _words(targets)
     if targets.isdecimal():
         asked = [*BENCH_TARGETS[: int(targets)], *BENCH_STYLES]
-    for names, allowed in ((chosen, tuple(METHODS)), (asked, (*drawn(), *STYLES))):
+    named = [arm.split()[0] for arm in chosen]
+    for names, allowed in ((named, tuple(METHODS)), (asked, (*drawn(), *STYLES))):
         if unknown := [n for n in names if n not in allowed]:
             raise SettingError(f"{unknown[0]!r} is not known here.{nearest(unknown[0], allowed)}")
     target = resolve(device)
     from .. import terminal
     from ..backbones import load
+    from ..bench import cells
     from ..bench import methods as grid
     from ..storage import write_atomic
 
+    for arm in chosen:
+        grid.built(arm)
     model = load("emoji", device=target)
+    if known:
+        cells.recall(known, work)
     todo = [c for c in grid.grid(chosen, asked) if not grid.finished(work, *c, model.hash)]
     terminal.say(f"Plan: {len(todo)} cells of a method and a target, a few minutes each; finished ones are kept.")
     with terminal.bars() as tick:
         grid.run(model, todo, work, tick)
+    if known:
+        cells.keep(known, work)
     found = grid.rows(chosen, asked, work)
     text = grid.table(found, grid.by_target(chosen, asked, work), grid.refusals(chosen, asked, work))
     typer.echo(text)
@@ -74,15 +95,17 @@ def claims(
     targets: Annotated[int, typer.Option(min=1, max=16, help="So many of the bench targets.")] = 4,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, from 0.")] = 3,
     work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs/claims"),
+    known: Known = None,
     table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Each method's central claim: won, lost or open. Interrupted, it goes on."""
+    """Each method's central claim: won, lost or open. Interrupted, it goes on; started twice, it shares the work."""
+    from ..bench import cells as store
     from ..bench import claims as bench
 
-    chosen, known = _words(only), tuple(dict.fromkeys(c.name for c in bench.CLAIMS))
-    if unknown := [n for n in chosen if n not in known]:
-        raise SettingError(f"{unknown[0]!r} is no claim. Claims: {', '.join(known)}.{nearest(unknown[0], known)}")
+    chosen, allowed = _words(only), tuple(dict.fromkeys(c.name for c in bench.CLAIMS))
+    if unknown := [n for n in chosen if n not in allowed]:
+        raise SettingError(f"{unknown[0]!r} is no claim. Claims: {', '.join(allowed)}.{nearest(unknown[0], allowed)}")
     target = resolve(device)
     from .. import terminal
     from ..backbones import load
@@ -90,6 +113,8 @@ def claims(
     from ..zoo.emoji.world import BENCH_TARGETS
 
     asked, names = [c for c in bench.CLAIMS if not chosen or c.name in chosen], BENCH_TARGETS[:targets]
+    if known:
+        store.recall(known, work)
     model, cells = load("emoji", device=target), bench.grid(asked, names, seeds)
     todo = {c: wanted for c, wanted in cells.items() if not bench.whole(c, wanted, work, model.hash)}
     terminal.say(
@@ -98,6 +123,8 @@ def claims(
     )
     with terminal.bars() as tick:
         bench.run(model, todo, work, tick)
+    if known:
+        store.keep(known, work)
     found = bench.table([bench.row(c, names, seeds, work) for c in asked], bench.refused(cells, work))
     typer.echo(found)
     if table:
@@ -110,7 +137,7 @@ def uce(
     counts: Annotated[str, typer.Option(help="Numbers of concepts, separated by commas.")] = "1,10,50,100",
     out: Results = Path("bench-runs/uce.json"),
 ) -> None:
-    """UCE (readers, tokens) and TUCE on many concepts at once: seconds, erasure, retention."""
+    """UCE (readers, tokens), RECE, SPEED and TUCE on many concepts at once: seconds, erasure, retention."""
     from ..bench.uce import measure
 
     found = _words(counts)
