@@ -31,6 +31,7 @@ class Painter:
     def __init__(self, world=WORLD, name="painter"):
         self.world, self.name, self.hash, self.painter = world, name, "f" * 64, "a" * 64
         self.painted, self.edit = 0, None
+        self.sampler, self.one_step = "DDIMScheduler, trailing", None
 
     def encode(self, prompts):
         # thing a, b, c, ... lie on a line: neighbours in the alphabet are neighbours here
@@ -320,6 +321,16 @@ def test_a_protocol_of_ones_own(run):
     # its samples are fewer, and none of the former audit's are left
     named = {r[side] for r in Run(run).samples for side in ("base", "edited")}
     assert {p.name for p in (run / "samples").iterdir()} == named | {"index.json", "sheet.png"}
+
+
+def test_another_sampler_is_refused_unless_it_is_a_one_step_generator_s(run):
+    other = Painter()
+    other.sampler = "EulerDiscreteScheduler, leading"
+    with pytest.raises(Unsupported, match=r"emoji-v1 draws with DDIM.*comes with EulerDiscreteScheduler, leading"):
+        prove(run, PERFECT, model=other)
+    assert other.painted == 0
+    other.one_step = object()
+    assert prove(run, PERFECT, model=other)["ua"].value == 1
 
 
 def test_synonyms_and_names_lead_to_the_world():

@@ -11,6 +11,7 @@ import pytest
 
 from expunge.concept import World
 from expunge.errors import ConceptError, Unsupported
+from expunge.judges.clip import load_clip
 from expunge.protocols import METRICS, PROTOCOLS, default, protocol
 from expunge.zoo.emoji.world import WEIGHTS
 
@@ -194,6 +195,9 @@ def test_distances_tell_their_feature_network():
 def test_the_shipped_judges_are_the_pinned_ones() -> None:
     rules = protocol("emoji-v1")
     pinned = dict(rules.hashes)
-    assert set(pinned) == {rules.scorer, rules.trunk}
+    assert set(pinned) == {rules.scorer, rules.trunk, "clip"}
+    clip = load_clip(WEIGHTS)
+    assert clip is not None
+    assert clip.hash == pinned.pop("clip")
     for name, digest in pinned.items():
         assert hashlib.sha256((WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() == digest

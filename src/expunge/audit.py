@@ -51,7 +51,9 @@ class Subject(Protocol):
 
     name: str
     world: World | None
+    sampler: str
     painter: str
+    one_step: Any
 
     @property
     def hash(self) -> str:
@@ -116,6 +118,7 @@ def audit(
         class_panel = cast(ClassPanel, panel) if panel else panel_of(rules, card.model)
         examine = partial(examine_classes, rules, class_panel, card)
     else:
+        check_sampler(rules, model)
         loaded = cast(Panel, panel) if panel else load_panel(WEIGHTS, rules.scorer, rules.trunk, rules.hashes)
         text = neighbours.similarities(text_vectors(model, rules, world, kind), targets)
         look = neighbours.similarities(loaded.trunk.prototypes(), targets)
@@ -154,6 +157,15 @@ def examine_objects(
     image = neighbours.similarities(image_vectors(specs, seen[0].features), tuple(targets))
     rows = damage(specs, read[0], read[1], text, image, rules.near)
     return Findings(found, outcome_rows(specs, seen, read, names, kind), rows)
+
+
+def check_sampler(rules: ObjectProtocol, model: Subject) -> None:
+    """Raise Unsupported where a model is not drawn with the protocol's sampler; a one-step generator has its own."""
+    if rules.sampler and model.sampler != rules.sampler and model.one_step is None:
+        raise Unsupported(
+            f"protocol {rules.id} draws with {rules.sampler}, and {model.name!r} comes with {model.sampler}: numbers "
+            "would not be comparable. Give the model that scheduler, or give the protocol another id."
+        )
 
 
 def asked(card: Card, world: World) -> tuple[str, tuple[str, ...]]:

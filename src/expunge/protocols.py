@@ -61,6 +61,7 @@ class Protocol:
     Attributes:
         id: name and version.
         world: name of the world whose models it can judge.
+        sampler: scheduler that a model which is sampled in steps must come with; empty for any.
         steps, guidance: sampling.
         styled, bare, unspecific: prompts; "{c}" is the object, "{x}" the style. The last only finds near styles.
         targets: target pictures; objects: two thirds styled, one third bare; styles: one a random object.
@@ -68,12 +69,13 @@ class Protocol:
             the nearest by prompt and by the trunk's idea of their pictures.
         floor: object probability under which a picture is degenerate.
         scorer, trunk: the judge that alone scores, and the one whose features FID, KID and perceptual distances use.
-        hashes: (judge, sha256 of its file) pairs that are binding; a judge not listed is not pinned.
+        hashes: (judge, or "clip", and sha256 of its files) pairs that are binding; what is not listed is not pinned.
         aggregation: how numbers are made, in words.
     """
 
     id: str
     world: str
+    sampler: str = ""
     steps: int = 20
     guidance: float = 5.0
     styled: str = "a {x} style emoji of {c}"
@@ -330,7 +332,9 @@ PROTOCOLS: dict[str, Rules] = {
         Protocol(
             id="emoji-v1",
             world="emoji",
+            sampler="DDIMScheduler, trailing",
             hashes=(
+                ("clip", "8dba349b3f9407330ce168e2baf7c31c4613e540f2aa24d711133ed69bf8c76d"),
                 ("judge-a", "76188f6e66c000feae030cbf8ad5e60828865018c8847d22b1e66bbbe1bd4c40"),
                 ("judge-b", "d032e5b293b9825651822d6ef747d331b4dec91eba53f2062e516725ced19b26"),
             ),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from expunge.backbones import tiny
@@ -45,6 +45,17 @@ def test_pictures_and_prompts_become_unit_vectors_of_one_space(folder):
     assert torch.equal(texts[0], texts[2])
     assert not torch.allclose(texts[0], texts[1])
     assert not torch.allclose(images[0], images[1])
+
+
+def test_the_hash_is_of_both_towers(folder):
+    before = load_clip(folder).hash
+    assert load_clip(folder).hash == before
+    for name in ("clip/text_projection.safetensors", "text_encoder/model.safetensors"):
+        path = folder / name
+        whole = load_file(path)
+        save_file({k: v + 1 if k == sorted(whole)[0] else v for k, v in whole.items()}, path)
+        assert load_clip(folder).hash != before
+        before = load_clip(folder).hash
 
 
 def test_parity_with_the_models_themselves(folder):

@@ -7,6 +7,7 @@ from expunge.errors import BadModel
 from expunge.judges.classifier import Judge, save_judge
 from expunge.judges.clip import load_clip
 from expunge.judges.panel import Panel, load_panel
+from expunge.zoo.emoji.world import WEIGHTS
 
 
 @pytest.fixture
@@ -57,6 +58,13 @@ def test_a_pinned_judge_must_be_that_one(folder):
     assert load_panel(folder, "judge-b", "judge-a", (("judge-b", true),)).scorer.hash == true
     with pytest.raises(BadModel, match="comparable"):
         load_panel(folder, "judge-b", "judge-a", (("judge-b", "0" * 64),))
+
+
+def test_pinned_towers_must_be_those():
+    clip = load_clip(WEIGHTS)
+    assert load_panel(WEIGHTS, "judge-b", "judge-a", (("clip", clip.hash),)).clip.hash == clip.hash
+    with pytest.raises(BadModel, match="clip in .* comparable"):
+        load_panel(WEIGHTS, "judge-b", "judge-a", (("clip", "0" * 64),))
 
 
 def test_clip_may_be_absent_but_not_half_there(tmp_path):

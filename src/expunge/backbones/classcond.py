@@ -34,7 +34,7 @@ from ..kernel.path import PREDICTION
 from ..kernel.sampler import guided
 from ..storage import write_json
 from . import onestep
-from .unet import path_of, settings
+from .unet import path_of, sampler, settings
 
 LABELS = "classes.json"
 
@@ -124,6 +124,7 @@ class ClassModel(Model):
         self.count: int = unet.config.num_class_embeds
         self.denoiser = Denoiser(unet, path_of(pipe.scheduler), kind, call, (channels, size, size), GROUPS)
         self.one_step = onestep.read(self.folder, self.denoiser.path)
+        self.sampler = sampler(pipe.scheduler)
         told = json.dumps([settings(pipe.scheduler), asdict(labels)], sort_keys=True, default=str)
         self.painter = hashlib.sha256(told.encode()).hexdigest()
 

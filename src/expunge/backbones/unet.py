@@ -45,6 +45,11 @@ def settings(scheduler: Any) -> list[Any]:
     return [type(scheduler).__name__, {k: v for k, v in scheduler.config.items() if not k.startswith("_")}]
 
 
+def sampler(scheduler: Any) -> str:
+    """Return a scheduler's kind and the spacing of its times."""
+    return f"{type(scheduler).__name__}, {scheduler.config.get('timestep_spacing', 'its own')}"
+
+
 def path_of(scheduler: Any) -> Path:
     """Return the noise path of a pipeline's scheduler, with DDIM's spacing of times."""
     ddim = DDIMScheduler.from_config(scheduler.config)
@@ -81,6 +86,7 @@ class UNetModel(Model):
                 component.requires_grad_(False).eval()
         pipe.set_progress_bar_config(disable=True)
         words = [pipe.components[n].get_vocab() for n in TOKENIZERS.values() if pipe.components.get(n) is not None]
+        self.sampler = sampler(pipe.scheduler)
         told = json.dumps([settings(pipe.scheduler), words], sort_keys=True, default=str)
         self.painter = hashlib.sha256((digest([("vae", pipe.vae)]) + told).encode()).hexdigest()
         self.one_step = onestep.read(self.folder, self.denoiser.path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +33,21 @@ class Towers(Protocol):
         """Return unit vectors (n, d) of prompts."""
 
 
+FILES = (
+    "clip/model.safetensors", "clip/text_projection.safetensors", "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Clip:
-    """An image tower and the text tower it was trained against."""
+    """An image tower and the text tower it was trained against; `hash` is the SHA-256 of the files of both."""
 
     vision: Any
     text: Any
     tokenizer: Any
     projection: Tensor
+    hash: str
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
@@ -79,8 +87,9 @@ def load_clip(folder: Path) -> Clip | None:
         text = CLIPTextModel.from_pretrained(folder / "text_encoder")
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         projection = load_file(folder / "clip" / "text_projection.safetensors")["weight"].float()
+        told = sha256(b"".join((folder / name).read_bytes() for name in FILES)).hexdigest()
     except Exception as error:  # transformers has no common error for a damaged folder
         raise BadModel(f"{folder / 'clip'} is not a whole CLIP folder: {error}. Reinstall expunge.") from error
     for tower in (vision, text):
         tower.float().eval().requires_grad_(False)
-    return Clip(vision, text, tokenizer, projection)
+    return Clip(vision, text, tokenizer, projection, told)

@@ -62,13 +62,14 @@ def load_panel(folder: Path, scorer: str, trunk: str, hashes: tuple[tuple[str, s
     """Load `SCORER.safetensors`, `TRUNK.safetensors` and, if there is one, the CLIP model of a world's weights folder.
 
     Raises:
-        BadModel: a judge is missing, damaged, or not the one that the protocol pins.
+        BadModel: a judge or the CLIP model is missing, damaged, or not the one that the protocol pins.
     """
-    judges = {name: load_judge(folder / f"{name}.safetensors") for name in (scorer, trunk)}
+    judges, clip = {name: load_judge(folder / f"{name}.safetensors") for name in (scorer, trunk)}, load_clip(folder)
+    found = {name: judge.hash for name, judge in judges.items()} | ({"clip": clip.hash} if clip else {})
     for name, pinned in hashes:
-        if name in judges and judges[name].hash != pinned:
+        if name in found and found[name] != pinned:
             raise BadModel(
-                f"{name} in {folder} has hash {judges[name].hash[:12]}, the protocol was made with {pinned[:12]}: "
+                f"{name} in {folder} has hash {found[name][:12]}, the protocol was made with {pinned[:12]}: "
                 "numbers would not be comparable. Reinstall expunge, or give the protocol a new id."
             )
-    return Panel(judges[scorer], judges[trunk], load_clip(folder))
+    return Panel(judges[scorer], judges[trunk], clip)

@@ -142,6 +142,7 @@ class Model(ABC):
         sampling: default sampling settings.
         text: its text encoders, where they can be reached.
         world: what the model can draw, where that is known (the shipped ones).
+        sampler: kind and spacing of the scheduler that draws, such as "DDIMScheduler, trailing".
         painter: hash of what else decides a picture and no edit touches: autoencoder, scheduler.
         folder: where its files lie, None when they are in no folder.
         one_step: of a one-step generator, None of a model that is sampled in steps; `generate` then makes one network
@@ -155,6 +156,7 @@ class Model(ABC):
     text: Text | None = None
     world: World | None = None
     reads_text: bool = True
+    sampler: str = ""
     painter: str = ""
     folder: Path | None = None
     one_step: OneStep | None = None
