@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import expunge
-from expunge.audit import audit
+from expunge.auditing import audit
 from expunge.methods.sdd import SDD
 from expunge.report import build
 

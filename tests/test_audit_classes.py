@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from expunge.audit import audit
 from expunge.audit_classes import panel_of
+from expunge.auditing import audit
 from expunge.concept import Concept, World
 from expunge.errors import BadModel, Unsupported
 from expunge.judges.classes import ClassPanel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -13,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from expunge import audit as _audit_function  # noqa: F401  (its module is imported here, once)
-from expunge import cli, complete, doctor, gate
+from expunge import auditing, cli, complete, doctor, gate
 from expunge.concept import Concept
 from expunge.errors import SettingError
 from expunge.methods.uce import UCE
@@ -357,6 +357,46 @@ def test_generate(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path)
     assert "no edit at" in err
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_generate_leaves_no_pictures_without_their_index(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The disk is full at the second picture; then the process is killed there. The same command works after either."""
+    from expunge import sheet
+
+    out, real, written = tmp_path / "deep" / "out", sheet.png, list[int]()
+    if there:
+        out.mkdir(parents=True)
+
+    def full(*arguments: Any) -> bytes:
+        written.append(1)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments)
+
+    common = ["generate", "tiny", "--prompt", "a bomb", "--seeds", "0-2", "--steps", "1", "--out", out]
+    with monkeypatch.context() as patch:
+        patch.setattr(sheet, "png", full)
+        _, err = expect(capsys, *common, code=2)
+    assert f"error: could not write {out}: the disk is full. Nothing half written was left" in err
+    assert len(written) == 2
+    assert list(tmp_path.rglob("*")) == [tmp_path / "deep", *([out] if there else [])]
+
+    killed = (
+        "import os; from expunge import cli, sheet\n"
+        "real, written = sheet.png, []\n"
+        "def die(*a):\n"
+        "    written.append(1)\n"
+        "    return os._exit(9) if len(written) == 2 else real(*a)\n"
+        f"sheet.png = die; cli.main({[str(a) for a in common]})"
+    )
+    assert subprocess.run([sys.executable, "-c", killed], capture_output=True, check=False).returncode == 9
+    assert [p for p in tmp_path.rglob("*.png") if not p.parent.name.endswith(".tmp")] == []
+    expect(capsys, *common)
+    assert sorted(os.listdir(out)) == ["000.png", "001.png", "002.png", "index.json", "sheet.png"]
+    assert "not empty" in expect(capsys, *common, code=2)[1]
+
+
 def test_generate_leads_away_from_a_token(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torch
 
@@ -384,6 +424,12 @@ def test_generate_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str
     _, err = expect(capsys, *common, "a very long prompt indeed", "--out", tmp_path / "cut")
     assert "warning: the prompt 'a very long prompt indeed' is longer" in err
     assert "warning" not in expect(capsys, *common, "a cat", "--out", tmp_path / "whole")[1]
+    negative = [*common, "a cat", "--negative"]
+    _, err = expect(capsys, *negative, "an ugly and blurry thing", "--out", tmp_path / "avoided")
+    assert err.count("warning: ") == 1
+    assert "warning: the negative prompt 'an ugly and blurry thing' is longer than the text encoder's window" in err
+    assert "the model does not see" in err
+    assert "warning" not in expect(capsys, *negative, "ugly", "--out", tmp_path / "short")[1]
 
 
 # --------------------------------------------------------------------------------------------------------- what is next
@@ -485,18 +531,20 @@ def audited(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         progress("pictures of the base", 1, 1)
         return SCORES
 
-    monkeypatch.setattr(sys.modules["expunge.audit"], "audit", stand_in)
+    monkeypatch.setattr(auditing, "audit", stand_in)
     return run
 
 
 def test_audit_prints_and_gates(capsys: pytest.CaptureFixture[str], audited: Path) -> None:
     common = ["audit", audited, "--device", "cpu"]
     out, err = expect(capsys, *common, "--gate", "ua>=0.95")
-    assert [line.split() for line in out.splitlines()][:2] == [
+    assert out.splitlines()[0] == "protocol emoji-v1 · 48 pictures of what is erased, 160 pictures of the rest"
+    assert [line.split() for line in out.splitlines()][1:3] == [
         ["metric", "value", "low", "high", "base", "p", "n", "errors"],
         ["ua", "0.97", "0.9", "1", "0.02", "-", "48", "0"],
     ]
     assert "'bomb' is gone from 97.0% (base 2.0%) of the pictures that ask for it; the rest is still right in" in err
+    assert "Measured by protocol emoji-v1 · 48 pictures of what" in err
     assert json.loads(expect(capsys, *common, "--json")[0])[0]["metric"] == "ua"
     assert "gate: ira>=0.95 fails" in expect(capsys, *common, "--gate", "ua>=0.95,ira>=0.95", code=3)[1]
     assert "gate: fid<=10 fails" in expect(capsys, *common, "--gate", "fid<=10", code=3)[1]
@@ -511,10 +559,14 @@ def test_verdicts() -> None:
     many = replace(CARD, also=[{"name": f"thing {i}"} for i in range(9)])
     assert terminal.verdict(many, SCORES).startswith("'bomb' and 'thing 0' and 'thing 1' and 'thing 2' and 6 more are")
     assert terminal.verdict(replace(CARD, concept={}), SCORES[1:]) == (
-        "What 'tiny' draws is still right in 91.0% (base 93.0%)."
+        "What 'tiny' draws is still right in 91.0% (base 93.0%). "
+        "Measured by protocol emoji-v1 · 160 pictures of the rest."
     )
+    broken = [replace(SCORES[0], errors=2), *SCORES[1:]]
+    assert terminal.protocol(broken) == "protocol emoji-v1 · 50 pictures of what is erased, 160 pictures of the rest"
     long = Score(protocol="fashion-v1", metric="precision_fashion64", value=0.5, n=3)
-    assert terminal.table([long])[1].split()[:2] == ["precision_fashion64", "0.5"]
+    assert terminal.table([long])[2].split()[:2] == ["precision_fashion64", "0.5"]
+    assert terminal.table([long])[0] == "protocol fashion-v1"
 
 
 def test_audit_and_report_want_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from expunge.concept import Concept, World
-from expunge.errors import ConceptError
+from expunge.errors import ConceptError, NearMiss
 
 WORLD = World(
     name="toy",
@@ -95,6 +96,39 @@ def test_refusals(concept: Concept, message: str) -> None:
 @pytest.mark.parametrize("concept", [Concept("bomb"), Concept("flat", kind="style"), Concept("bomb", anchor="a ball")])
 def test_good_concepts_pass(concept: Concept) -> None:
     concept.check(WORLD)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "near"),
+    [
+        ("dager", "dagger"),
+        ("DAGGERS", "dagger"),
+        ("Santa", "Santa Claus"),
+        ("claus", "Santa Claus, Mrs. Claus"),
+        ("mon", "mono"),
+    ],
+)
+def test_an_anchor_that_is_nearly_a_name_is_told(anchor: str, near: str) -> None:
+    with pytest.warns(NearMiss) as caught:
+        target = Concept("bomb", anchor=anchor).resolve(WORLD)
+    assert [str(w.message) for w in caught] == [
+        f"the anchor {anchor!r} of 'bomb' is no name of the model 'toy', and is taken for a phrase. "
+        f"Near names: {near}. If one of them is meant, give it as the anchor."
+    ]
+    assert caught[0].filename == __file__
+    # it is read as it was written all the same
+    assert anchor in target.anchors
+
+
+@pytest.mark.parametrize(
+    "anchor", ["", "DAGGER", "knife", "a dagger of glass", "a red ball", "ant", "clau", "a", "sky"]
+)
+def test_names_and_free_phrases_are_anchors_without_a_word(anchor: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Concept("bomb", anchor=anchor).resolve(WORLD)
+        Concept("bomb", anchor="dager").check(WORLD)  # asked before the world's prompts are wanted
+        Concept("bomb", anchor="dager").resolve(None)
 
 
 def test_without_a_world_any_words_pass() -> None:

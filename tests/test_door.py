@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -38,6 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "sdd-lowrank": ("sdd", {**SHORT, "steps": 6, "rank": 2}),
     "esd": ("esd", {**SHORT, "steps": 6}),
     "uce": ("uce", {}),
+    "tuce": ("tuce", {}),
     "ssd": ("ssd", {"draws": 6, "rollouts": 2, "sampling_steps": 3}),
 }
 
@@ -132,7 +134,7 @@ def test_leaves_the_base_untouched_and_a_whole_run(
     assert model.fingerprint() == before
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c != "uce"])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in ("uce", "tuce")])
 def test_another_seed_is_another_edit(model: Model, undisturbed: dict[str, Edit], case: str) -> None:
     assert not same(undisturbed[case], erase(model, BOMB, made(case), seed=6))
 
@@ -227,7 +229,39 @@ def test_says_what_of_a_prompt_is_cut() -> None:
         erase(short, Concept("0123456789abcdtail", templates=("{c}",)), Fake())
     with warnings.catch_warnings():
         warnings.simplefilter("error", PromptCut)
-        erase(short, Concept("0123456789abcd", templates=("{c}",)), Fake())
+        erase(short, Concept("0123456789abcd", templates=("{c}",), anchor="abcd0123456789", keep=("x",)), Fake())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"anchor": "0123456789abcdtail"}, "1 of 1 anchor prompts of 'ab' are longer .*Of '0123456789abcdtail' "),
+        ({"keep": ("0123456789abcdtail",)}, "5 of 5 kept prompts of 'ab' are longer .*Of '0123456789abcdtail' "),
+        (
+            {
+                "names": ("ab", "fedcba9876543210head"),
+                "anchor": "a very long anchor",
+                "keep": ("long enough to cut", "x"),
+            },
+            "1 of 2 prompts and 2 of 2 anchor prompts and 5 of 10 kept prompts of 'ab' are longer .*Of 'fedcba98",
+        ),
+    ],
+)
+def test_says_which_kind_of_prompt_is_cut(words: dict[str, Any], told: str) -> None:
+    concept = Concept("ab", templates=("{c}",), **words)
+    with pytest.warns(PromptCut) as warned:
+        erase(tiny.model(window=16), concept, Fake())
+    assert len(warned) == 1
+    assert re.search(told, str(warned[0].message))
+
+
+def test_one_prompt_that_tells_the_concept_is_enough() -> None:
+    """The others end before its word."""
+    short, far = tiny.model(window=16), "0123456789abcdef {c}"
+    with pytest.warns(PromptCut):
+        erase(short, Concept("bomb", templates=(far, "{c}")), Fake())
+    with pytest.warns(PromptCut), pytest.raises(ConceptError, match="reads prompts of 'bomb' as it reads them without"):
+        erase(short, Concept("bomb", templates=(far,)), Fake())
 
 
 # ------------------------------------------------------------------------------------------------------- NaN, full disk
@@ -338,6 +372,7 @@ MOMENTS = {
     "sdd-lowrank": ["step:1", "step:4", "after:8"],
     "esd": ["step:2", "late:3"],
     "uce": ["after:1", "step:0", "before:3"],
+    "tuce": ["step:0", "before:3"],
     "ssd": ["step:3", "late:2"],
 }  # fmt: skip
 JOBS = [f"{case}/{moment}" for case, moments in MOMENTS.items() for moment in moments]

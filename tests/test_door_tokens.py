@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from expunge.records import Run
 from expunge.tokens import TOKEN
 
 WINDOW = 64
+STEPS = 5  # of an inversion
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHORT: dict[str, Any] = {"batch": 2, "rollouts": 2, "sampling_steps": 3, "reuse": 1, "steps": 4}
 CASES: dict[str, dict[str, Any]] = {"esd": SHORT, "sdd": SHORT, "uce": {}}
@@ -57,7 +60,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_inversions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "STEPS", 5)
+    monkeypatch.setattr(tokens, "STEPS", STEPS)
 
 
 def same(a: Edit, b: Edit) -> bool:
@@ -328,6 +331,77 @@ def test_resumes_bit_identically(model: UNetModel, tmp_path: Path, folder: Path,
     assert same(load_edit(Run.open(out).edit_path), wanted)
     assert (out / TOKEN).read_bytes() == (tmp_path / "undisturbed" / TOKEN).read_bytes()
     assert any("inversion" in s.losses for s in seen) == (at == "inversion")
+
+
+# Like the killer of `test_door`: one process imports torch, learns nothing itself, and forks a child a kill.
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_door_tokens import STEPS, WINDOW, made
+import torch
+from expunge import storage, tokens
+from expunge.backbones import tiny
+from expunge.concept import Concept
+from expunge.door import erase
+torch.set_num_threads(1)
+tokens.STEPS = STEPS
+erase(tiny.model(window=WINDOW), Concept("bomb"), made("uce"))
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def child(images, out, at, n):
+    real = os.replace
+    def replace(a, b):
+        if at == "before" and Path(b).name == tokens.TOKEN:
+            die()
+        real(a, b)
+        if at == "after" and Path(b).name == tokens.TOKEN:
+            die()
+    storage.os.replace = replace
+    def progress(step):
+        if at == ("inversion" if "inversion" in step.losses else "method") and step.i == n:
+            die()
+    concept = Concept("thing", images=images)
+    erase(tiny.model(window=WINDOW), concept, made("sdd"), seed=4, out=out, save_every=0, progress=progress)
+
+for job in sys.argv[4:]:
+    if not (pid := os.fork()):
+        try:
+            at, _, n = job.partition(":")
+            child(Path(sys.argv[2]), Path(sys.argv[3]) / job, at, int(n or -1))
+        finally:
+            os._exit(1)
+    print(job, os.waitpid(pid, 0)[1])
+"""
+KILLS = ["inversion:2", "before", "after", "method:1"]  # before, after: around the appearance of the token's file
+
+
+def test_resumes_bit_identically_after_kill_9(model: UNetModel, tmp_path: Path, folder: Path) -> None:
+    wanted = erase(model, Concept("thing", images=folder), made("sdd"), seed=4, out=tmp_path / "undisturbed")
+    token = (tmp_path / "undisturbed" / TOKEN).read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(Path(__file__).parent), str(folder), str(tmp_path), *KILLS],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout.splitlines() == [f"{job} 9" for job in KILLS], done.stdout + done.stderr[-3000:]
+    for job in KILLS:
+        out, seen = tmp_path / job, list[Step]()
+        assert (out / TOKEN).exists() == (job in ("after", "method:1"))
+        edit = erase(
+            model, Concept("thing", images=folder), made("sdd"), seed=4, out=out, resume=True, progress=seen.append
+        )
+        assert same(edit, wanted)
+        assert (out / TOKEN).read_bytes() == token
+        inverted = [s.i for s in seen if "inversion" in s.losses]
+        assert inverted == ([] if job in ("after", "method:1") else list(range(STEPS)))
+        # the kill fell after the second update's checkpoint
+        assert [s.i for s in seen if "inversion" not in s.losses] == ([2, 3] if job == "method:1" else [0, 1, 2, 3])
+        assert {p.name for p in out.iterdir()} == {"card.json", "edit.safetensors", TOKEN}
 
 
 @pytest.fixture

@@ -14,11 +14,14 @@ from expunge.concept import Concept
 from expunge.door import erase
 from expunge.errors import BadRun, Diverged, SettingError
 from expunge.kernel.state import Probe, State, Step
+from expunge.methods.ant import ANT
 from expunge.methods.esd import ESD
+from expunge.methods.salun import SalUn
 from expunge.probe import visible
 from expunge.records import Run
 
 BOMB = Concept("bomb", templates=("{c}",), keep=("cat",))
+SHORT: dict[str, Any] = {"lr": 0.05, "batch": 2, "rollouts": 2, "sampling_steps": 4}
 TRAIN: dict[str, Any] = {"eta": 0.0, "lr": 0.05, "batch": 8, "rollouts": 2, "sampling_steps": 6}
 
 
@@ -55,6 +58,19 @@ def test_ends_when_the_concept_is_gone(tmp_path: Path) -> None:
     # the looks disturb nothing: without them the same number of updates gives the same edit
     plain = erase(toy.model("v"), BOMB, ESD(steps=card.steps, **TRAIN)).tensors()
     assert all(torch.equal(plain[k], v) for k, v in edit.tensors().items())
+
+
+@pytest.mark.parametrize("method", [ANT(maps=3, steps=6, **SHORT), SalUn(draws=2, steps=6, batch=2, lr=0.05)])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_probe_does_not_look_while_nothing_is_trained(method: Any, every: int) -> None:
+    """Both begin with three maps of the untouched network: a concept that nobody sees would end the fit there."""
+    model, looks = toy.model("v"), list[float]()
+    probe = Probe(lambda now: looks.append(colour(now)) or 0.0, until=0.5, every=every)
+    edit = erase(model, BOMB, method, probe=probe, make_images=3 if method.needs.images else 0)
+    assert edit.card is not None
+    assert edit.card.steps == 3 + every
+    assert len(looks) == 1
+    assert looks[0] != colour(model)
 
 
 def test_a_bound_that_is_not_reached_ends_nothing() -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import methods
-    from .audit import audit
+    from .auditing import audit
     from .backbones import load
     from .concept import Concept, World
     from .door import erase
@@ -32,7 +32,7 @@ _HOMES = {
     "Run": "records",
     "Score": "records",
     "World": "concept",
-    "audit": "audit",
+    "audit": "auditing",
     "erase": "door",
     "load": "backbones",
     "load_edit": "edits",
@@ -61,10 +61,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES[name]
     if not home:
         return import_module(f".{name}", __name__)
-    value = getattr(import_module(f".{home}", __name__), name)
-    # bound here at once: importing the submodule `audit` has just put the module in the function's place
-    globals()[name] = value
-    return value
+    return getattr(import_module(f".{home}", __name__), name)
 
 
 def __dir__() -> list[str]:

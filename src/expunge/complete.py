@@ -9,6 +9,7 @@ from typer import Context
 
 from . import methods
 from .papers import ALSO
+from .protocols import PROTOCOLS
 
 DEFAULT = "sdd"
 FASHION = Path(__file__).parent / "zoo" / "fashion" / "weights"
@@ -37,6 +38,11 @@ def method_names(incomplete: str) -> list[str]:
 def papers(incomplete: str) -> list[str]:
     """Return what can be cited."""
     return [m for m in (*methods.names(), *ALSO) if m.startswith(incomplete)]
+
+
+def protocols(incomplete: str) -> list[str]:
+    """Return the protocols' ids."""
+    return [p for p in PROTOCOLS if p.startswith(incomplete)]
 
 
 def concepts(ctx: Context, incomplete: str) -> list[str]:

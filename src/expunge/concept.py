@@ -6,18 +6,21 @@ Erasing one keyword alone is brittle and forgets too much (arXiv 2603.18767).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from .errors import ConceptError, near
+from .errors import ConceptError, NearMiss, near
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["object", "style", "person", "class"]
 KINDS: tuple[str, ...] = get_args(Kind)
+ALIKE = 0.8  # difflib's ratio from which on a word counts as a misspelled name
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 # where no world gives templates: plain, then as people write prompts; "{c}" the concept, "{x}" a context
@@ -67,6 +70,18 @@ class World:
         for name, others in self.synonyms.items():
             spellings |= {other: name for other in others if other not in spellings}
         return list(dict.fromkeys(spellings[w] for w in near(word, spellings, 5)))[:3]
+
+    def slips(self, word: str) -> list[str]:
+        """Return the names that `word` may be a slip of: misspelled, or cut to some of their words.
+
+        Stricter than `near`, which looks for a name where there must be one: free phrases, which a text encoder reads
+        as well as names, resemble something among hundreds of names and synonyms.
+        """
+        folded = word.casefold().strip()
+        spelled = {name.casefold(): name for name in (*self.objects, *self.styles)}
+        parts = [s for s in spelled if folded and f" {folded} " in f" {s} "]
+        close = get_close_matches(folded, spelled, cutoff=ALIKE)
+        return [spelled[s] for s in dict.fromkeys((*close, *parts))][:3]
 
 
 @dataclass(frozen=True)
@@ -166,7 +181,7 @@ class Concept:
         )
 
     def resolve(self, world: World | None = None, without: Iterable[str] = ()) -> Targets:
-        """Return the prompts of the concept in `world`, after `check`.
+        """Return the prompts of the concept in `world`, after `check`; an anchor that may be a slip is warned of.
 
         Args:
             world: the model's world, None when unknown.
@@ -176,6 +191,7 @@ class Concept:
             ConceptError: see `check`.
         """
         self.check(world)
+        self._warn_slip(world)
         known = self.resolved(world)
         prompts, anchors, keeps = known.prompts(world), known.anchors(world), known.keeps(world, without)
         return Targets(known, prompts, anchors, keeps, known.bare(world), known.blanks(world))
@@ -240,6 +256,16 @@ class Concept:
                     anchor = _fill(template, self.anchor, context) if self.anchor else ""
                     pairs.setdefault(_fill(template, word, context), anchor)
         return tuple(pairs.items())
+
+    def _warn_slip(self, world: World | None) -> None:
+        if world is None or world.canonical(self.anchor) or not (close := world.slips(self.anchor)):
+            return
+        warnings.warn(
+            f"the anchor {self.anchor!r} of {self.name!r} is no name of the model {world.name!r}, and is taken for a "
+            f"phrase. Near names: {', '.join(close)}. If one of them is meant, give it as the anchor.",
+            NearMiss,
+            stacklevel=3,
+        )
 
     def _check_known(self, world: World) -> None:
         # a text encoder reads any phrase, a class-conditional model its classes only

@@ -69,7 +69,7 @@ def erase(
         The edit. Apply it with `with edit.on(model):`, keep it with `edit.save(path)`.
 
     Raises:
-        ConceptError: the concept is empty, unknown to the model's world, or contradicts itself.
+        ConceptError: the concept is empty, unknown to the model's world or its text encoder, or contradicts itself.
         NeedsError: the method needs something the concept or the model does not offer.
         SettingError: a setting or the seed is out of range.
         EmptySelection: there are no such weights in the model.
@@ -94,6 +94,7 @@ def erase(
         tokens.spoken(model, targets, method, request, out, progress) as spoken,
     ):
         _warn_cut(model, spoken)
+        tokens.check_heard(model, spoken)
         shown = pictures.shown(model, spoken, method, request, out, progress)
         drive.before = time.monotonic() - began
         edit = drive.run(model, shown, method, seed, probe)
@@ -324,11 +325,14 @@ def _check_needs(model: Model, targets: Iterable[Targets], method: Method) -> No
 
 def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
     for target in targets:
-        if cut := model.clipped(target.prompts):
-            prompt, lost = cut[0]
+        kinds = {"prompts": target.prompts, "anchor prompts": target.anchors, "kept prompts": target.keeps}
+        cut = {kind: found for kind, prompts in kinds.items() if (found := model.clipped(prompts))}
+        if cut:
+            parts = [f"{len(found)} of {len(kinds[kind])} {kind}" for kind, found in cut.items()]
+            prompt, lost = next(iter(cut.values()))[0]
             warnings.warn(
-                f"{len(cut)} of {len(target.prompts)} prompts of {target.concept.name!r} are longer than the text "
-                f"encoder's window. Of {prompt!r} the model does not see {lost!r}.",
+                f"{' and '.join(parts)} of {target.concept.name!r} are longer than the text encoder's window. Of "
+                f"{prompt!r} the model does not see {lost!r}.",
                 PromptCut,
                 stacklevel=3,
             )

@@ -102,6 +102,10 @@ class KeepsNothing(ExpungeWarning):
     """People accept no prompt of a study, so that it gives nothing to retain."""
 
 
+class NearMiss(ExpungeWarning):
+    """An anchor is no name of the model's world but nearly one, and is read as the words it is made of."""
+
+
 def near(word: str, allowed: Iterable[str], n: int = 3) -> list[str]:
     """Return up to `n` allowed words that resemble `word`, the most similar first, ignoring case."""
     spelled: dict[str, str] = {}

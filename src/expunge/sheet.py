@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from .storage import write_atomic, write_json
+from .storage import as_json, filling
 
 GAP = 4
 
@@ -20,7 +20,7 @@ def picture(image: Tensor) -> Image.Image:
 
 
 def save(folder: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[int], columns: int) -> list[Path]:
-    """Write 000.png, 001.png, ... (prompt and seed inside each), index.json and sheet.png.
+    """Write 000.png, 001.png, ... (prompt and seed inside each), index.json and sheet.png: all of them or none.
 
     Args:
         folder: where to; made if missing.
@@ -31,15 +31,19 @@ def save(folder: Path, images: Tensor, prompts: Sequence[str], seeds: Sequence[i
 
     Returns:
         The numbered files.
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written.
     """
     pictures = [picture(i) for i in images]
-    files = [folder / f"{n:03d}.png" for n in range(len(pictures))]
-    for file, image, prompt, seed in zip(files, pictures, prompts, seeds, strict=True):
-        write_atomic(file, png(image, {"prompt": prompt, "seed": str(seed)}))
-    rows = [{"file": f.name, "prompt": p, "seed": s} for f, p, s in zip(files, prompts, seeds, strict=True)]
-    write_json(folder / "index.json", rows)
-    write_atomic(folder / "sheet.png", png(contact(pictures, columns), {}))
-    return files
+    names = [f"{n:03d}.png" for n in range(len(pictures))]
+    rows = [{"file": n, "prompt": p, "seed": s} for n, p, s in zip(names, prompts, seeds, strict=True)]
+    with filling(folder) as temp:
+        for name, image, prompt, seed in zip(names, pictures, prompts, seeds, strict=True):
+            (temp / name).write_bytes(png(image, {"prompt": prompt, "seed": str(seed)}))
+        (temp / "index.json").write_bytes(as_json(rows))
+        (temp / "sheet.png").write_bytes(png(contact(pictures, columns), {}))
+    return [folder / name for name in names]
 
 
 def contact(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

@@ -33,21 +33,42 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: when the disk is full or the folder cannot be written.
     """
-    # a process's id alone would be shared by its threads, and by machines that share the disk
-    temp = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}.tmp")
-    try:
+    temp = _temporary(path)
+    with _undone(temp, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temp
         _sync(temp)
         os.replace(temp, path)
         _sync(path.parent)
-    except BaseException as error:
-        # unlink can fail as well (read-only disk); the first error is the one to tell
-        with _quiet():
-            temp.unlink(missing_ok=True)
-        if failure := _os_error(error):
-            raise StorageError(_why(path, failure)) from error
-        raise
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder; when all is written, its files appear in `folder`, on failure it is removed.
+
+    A process killed at any moment leaves a folder that was not there before either whole or not there. Into one that
+    was, files move one by one.
+
+    Raises:
+        StorageError: when the disk is full or the folder cannot be written.
+    """
+    folder = folder.absolute()
+    there = folder.is_dir()
+    # what may be a mount, or where a shell stands, cannot be replaced: files move into it, each at once
+    temp = _temporary(folder / "files" if there else folder)
+    with _undone(temp, folder):
+        temp.parent.mkdir(parents=True, exist_ok=True)
+        temp.mkdir()
+        yield temp
+        for written in (*temp.iterdir(), temp):
+            _sync(written)
+        if there:
+            for file in sorted(temp.iterdir()):
+                os.replace(file, folder / file.name)
+            temp.rmdir()
+        else:
+            os.replace(temp, folder)
+        _sync(temp.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,13 +83,18 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all. NaN and infinity are refused: JSON has neither."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """Return what `write_json` writes."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`."""
+    """Remove the temporary files and folders that a killed process left in `folder`."""
     for temp in folder.glob(".*.tmp"):
-        temp.unlink(missing_ok=True)
+        _remove(temp)
 
 
 def need_space(folder: Path, size: int) -> None:
@@ -86,6 +112,32 @@ def need_space(folder: Path, size: int) -> None:
             f"not enough disk space for {folder}: about {size / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free. "
             "Make room or choose another --out."
         )
+
+
+def _temporary(path: Path) -> Path:
+    # a process's id alone would be shared by its threads, and by machines that share the disk
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}.tmp")
+
+
+@contextmanager
+def _undone(temp: Path, path: Path) -> Iterator[None]:
+    """Remove `temp` when what is to become `path` fails, and say why."""
+    try:
+        yield
+    except BaseException as error:
+        # removing can fail as well (read-only disk); the first error is the one to tell
+        with _quiet():
+            _remove(temp)
+        if failure := _os_error(error):
+            raise StorageError(_why(path, failure)) from error
+        raise
+
+
+def _remove(temp: Path) -> None:
+    if temp.is_dir() and not temp.is_symlink():
+        shutil.rmtree(temp)
+    else:
+        temp.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

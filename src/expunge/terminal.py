@@ -130,7 +130,7 @@ def outcome(card: Card) -> str:
 
 
 def verdict(card: Card, scores: Sequence[Score]) -> str:
-    """Return the sentence after an audit: what is gone, what is kept, against the base model."""
+    """Return what is said after an audit: what is gone, what is kept, against the base model, and what measured it."""
     found = {s.metric: s for s in scores}
 
     def share(metric: str) -> str:
@@ -141,15 +141,27 @@ def verdict(card: Card, scores: Sequence[Score]) -> str:
 
     other = f", in the other domain (style or object) in {share('cra')}" if "cra" in found else ""
     kept = f"is still right in {share('ira')}{other}."
+    measured = f"Measured by {protocol(scores)}."
     if not card.concepts:
-        return f"What {card.model!r} draws {kept}"
+        return f"What {card.model!r} draws {kept} {measured}"
     one = len(card.concepts) == 1
     gone = f"{_erased(card)} {'is' if one else 'are'} gone from {share('ua')} of the pictures that ask for"
-    return f"{gone} {'it' if one else 'them'}; the rest {kept}"
+    return f"{gone} {'it' if one else 'them'}; the rest {kept} {measured}"
+
+
+def protocol(scores: Sequence[Score]) -> str:
+    """Return what the numbers of an audit were measured by: the protocol's id, and of how many pictures its rates are.
+
+    Pictures that could not be scored are counted: they count against the edit.
+    """
+    shown = {s.metric: s.n + s.errors for s in scores}
+    parts = {"ua": "of what is erased", "ira": "of the rest"}  # `cra` reads the pictures of `ira`
+    counts = ", ".join(f"{shown[metric]} pictures {words}" for metric, words in parts.items() if metric in shown)
+    return " · ".join(filter(None, [f"protocol {', '.join(dict.fromkeys(s.protocol for s in scores))}", counts]))
 
 
 def table(scores: Sequence[Score]) -> list[str]:
-    """Return one line a score."""
+    """Return a line on the protocol, the head, and one line a score."""
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
@@ -161,7 +173,7 @@ def table(scores: Sequence[Score]) -> list[str]:
         f"{number(s.p):>10}{s.n:>6}{s.errors:>8}"
         for s in scores
     ]
-    return [head, *rows]
+    return [protocol(scores), head, *rows]
 
 
 def _erased(card: Card) -> str:

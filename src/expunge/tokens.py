@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -27,7 +28,9 @@ from .errors import BadRun, ConceptError, Diverged, KeepsAll, KeepsNothing, Need
 from .feedback.verdict import is_study
 from .judges.embedding import embedding
 from .kernel.inversion import invert, start
+from .kernel.neighbours import encoded as read_as
 from .kernel.state import State, Step
+from .methods.base import unheard
 from .pictures import PICTURES, encoded, files, pictures
 from .records import REWARD
 from .storage import write_atomic, write_json
@@ -150,6 +153,34 @@ def spoken(
     _need_keeps(agreed, method)
     with model.text.tokens(soft):
         yield agreed
+
+
+def check_heard(model: Model, targets: Sequence[Targets]) -> None:
+    """Check that a model which reads text reads each concept's prompts otherwise than the same without its words.
+
+    Args:
+        model: the base, which understands the placeholders of soft tokens now.
+        targets: with the prompts that methods get.
+
+    Raises:
+        ConceptError: it reads all prompts of a concept as it does their blanks.
+    """
+    if not model.reads_text or not targets:
+        return
+    # one prompt of each is enough, unless its word lies beyond the encoder's window
+    first = silent(model, [(t.prompts[0], t.blanks[0]) for t in targets])
+    for target in (t for t, alike in zip(targets, first, strict=True) if alike):
+        if all(silent(model, list(zip(target.prompts, target.blanks, strict=True)))):
+            raise unheard(model, target)
+
+
+@torch.no_grad()
+def silent(model: Model, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+    """Tell of each (prompt, blank) whether a model reads both alike, to the last bit."""
+    c = read_as(model, [side for pair in pairs for side in pair])
+    alike = [(v[0::2] == v[1::2]).flatten(1).all(1) for v in (c.tokens, *c.extra.values())]
+    found: list[bool] = torch.stack(alike).all(0).tolist()
+    return found
 
 
 @contextmanager

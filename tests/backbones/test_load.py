@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from expunge.backbones import adapt, load, not_about_a_cut, tiny
 from expunge.backbones.unet import UNetModel
@@ -112,6 +113,43 @@ def test_missing_weights(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize("component", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_a_tensor(folder: Path, component: str) -> None:
+    """The file is whole in itself, so diffusers only logs that it has made up the rest."""
+    file = next((folder / component).glob("*.safetensors"))
+    weights = load_file(file)
+    lost = sorted(weights)[3]
+    save_file({name: tensor for name, tensor in weights.items() if name != lost}, file, metadata={"format": "pt"})
+    for options in ({}, {"allow_pickle": True}):
+        with pytest.raises(BadModel) as error:
+            load(folder, **options)
+        assert str(error.value) == f"{folder} lacks 1 weights of its {component} ({lost}). Copy it again."
+    save_file(dict(sorted(weights.items())[:4]), file, metadata={"format": "pt"})
+    with pytest.raises(
+        BadModel, match=rf"lacks {len(weights) - 4} weights of its {component} \([^.]+\.[^)]+, \.\.\.\)"
+    ):
+        load(folder)
+
+
+def test_the_second_text_encoder_lacks_a_tensor(tmp_path: Path) -> None:
+    tiny.xl_pipeline().save_pretrained(tmp_path / "xl")
+    file = next((tmp_path / "xl" / "text_encoder_2").glob("*.safetensors"))
+    weights = load_file(file)
+    del weights["text_projection.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BadModel, match=r"lacks 1 weights of its text_encoder_2 \(text_projection.weight\)"):
+        load(tmp_path / "xl")
+
+
+def test_a_text_encoder_under_the_names_of_older_files(folder: Path) -> None:
+    """Files of released models have a prefix that transformers has dropped since, and positions among the weights."""
+    file = next((folder / "text_encoder").glob("*.safetensors"))
+    old = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in load_file(file).items()}
+    old["text_model.embeddings.position_ids"] = torch.arange(16)[None]
+    save_file(old, file, metadata={"format": "pt"})
+    assert load(folder).fingerprint() == tiny.model().hash
+
+
 def test_missing_component(folder: Path) -> None:
     shutil.rmtree(folder / "vae")
     with pytest.raises(BadModel, match="no folder vae"):
@@ -135,20 +173,28 @@ def test_pickle_is_refused_unless_asked_for(tmp_path: Path) -> None:
     assert "pickled checkpoint, which" not in str(error.value)
 
 
-def test_pickled_weights_in_a_folder_are_refused(folder: Path) -> None:
-    file = next((folder / "unet").glob("*.safetensors"))
-    from safetensors.torch import load_file
-
-    torch.save(load_file(file), folder / "unet" / "diffusion_pytorch_model.bin")
+@pytest.mark.parametrize(
+    ("component", "name"),
+    [
+        ("unet", "diffusion_pytorch_model.bin"),
+        ("vae", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "pytorch_model.bin"),
+    ],
+)
+def test_pickled_weights_in_a_folder_are_refused_unless_asked_for(folder: Path, component: str, name: str) -> None:
+    file = next((folder / component).glob("*.safetensors"))
+    pickled = folder / component / name
+    torch.save(load_file(file), pickled)
     file.unlink()
-    with pytest.raises(BadModel, match="could not be loaded"):
+    with pytest.raises(BadModel) as error:
         load(folder)
-    assert load(folder, allow_pickle=True).fingerprint() == tiny.model().hash
+    assert str(error.value).startswith(f"{pickled} is a pickled checkpoint, which can run any code when it is read. ")
+    assert "pass allow_pickle=True (--allow-pickle) if you trust its source" in str(error.value)
+    model = load(folder, allow_pickle=True)
+    assert (model.fingerprint(), model.painter) == (tiny.model().hash, tiny.model().painter)
 
 
 def test_single_file_that_is_no_checkpoint(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(BadModel, match="no Stable-Diffusion checkpoint"):

@@ -11,6 +11,8 @@ from expunge.bench import cells
 from expunge.concept import Concept
 from expunge.door import erase
 from expunge.errors import BadRun, NeedsError
+from expunge.methods.fewshot import FewShot
+from expunge.methods.neggrad import NegGrad
 from expunge.methods.uce import UCE
 from expunge.records import Run, Score
 from expunge.storage import write_json
@@ -63,6 +65,18 @@ def test_a_cell_belongs_to_model_settings_and_protocol(model: Any, tmp_path: Pat
     assert not cells.finished(tmp_path / "run", UCE(), model.hash)
     assert not cells.finished(tmp_path / "run", UCE(ridge=7.0), model.hash, cells.SHORT)
     assert not cells.finished(tmp_path / "run", UCE(), "0" * 64, cells.SHORT)
+
+
+def test_the_method_of_a_few_pictures_is_drawn_a_few(model: Any, tmp_path: Path) -> None:
+    assert [cells.drawn(m) for m in (UCE(), NegGrad(), FewShot())] == [0, 64, 4]
+    for i, method in enumerate((UCE(), FewShot(steps=1))):
+        cells.fill(model, None, method, BOMB, tmp_path / str(i))
+        card = Run(tmp_path / str(i)).card
+        assert card.make_images == cells.drawn(method)
+        assert cells.finished(tmp_path / str(i), method, model.hash)
+    # a cell of another number of pictures begins anew
+    Run(tmp_path / "1").write_card(replace(card, make_images=8))
+    assert not cells.finished(tmp_path / "1", FewShot(steps=1), model.hash)
 
 
 def test_refusals_are_kept_and_told_once_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from expunge.bench import cells, claims, measures
 from expunge.bench.claims import CLAIMS, Claim, grid, interval, row, verdict
 from expunge.bench.measures import FOUND, Cell, label
 from expunge.errors import NeedsError
-from expunge.methods.esd import ESD
 from expunge.methods.uce import UCE
 from expunge.protocols import METRICS
 from expunge.records import Card, Run, Score
@@ -61,8 +60,14 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(cells, "erase", erase)
     monkeypatch.setattr(cells, "audit", audit)
     monkeypatch.setattr(claims, "load_panel", quiet)
+
+    def together(scene: Any) -> dict[str, float]:
+        calls.append(("late", label(scene.cell.method), scene.cell.target, scene.cell.seed))
+        return {"ua composed": 0.0}
+
     for name in ("updates", "ua pruned"):
         monkeypatch.setitem(FOUND, name, looked)
+    monkeypatch.setitem(FOUND, "ua composed", together)
     return tiny.model(), calls
 
 
@@ -82,20 +87,58 @@ def test_arms_have_folders_of_their_own_and_the_same_training_as_what_they_are_c
     assert len({Cell(m, "bomb", 0).folder(Path()) for m in ARMS}) == len(ARMS)
     assert len({Cell(ONE, t, s).folder(Path()) for t in TARGETS for s in (0, 1)}) == 4
     for claim in CLAIMS:
-        if claim.name in ("ap", "ant", "allbutone", "salun", "sara"):
-            a, b = (asdict(m) for m in claim.arms)
-            assert all(a[k] == b[k] for k in ("steps", "lr", "batch"))
+        known = [asdict(m) for m in claim.arms]
+        # SPM's membranes are trained from nothing, at a rate of their own
+        for k in ("steps", "batch", *(("lr",) if claim.name != "spm" else ())):
+            assert len({m.get(k) for m in known}) == 1
         assert all(getattr(m, "preserve", 0.0) == 0 for m in claim.arms if claim.name not in ("fewshot",))
 
 
 def test_shared_arms_are_one_cell_that_is_asked_for_everything() -> None:
-    found = grid(CLAIMS, TARGETS, 3)
-    assert len(found) == len(ARMS) * 2 * 3
+    found, apart = grid(CLAIMS, TARGETS, 3), [c for c in CLAIMS if c.objects]
+    assert len(apart) == 1
+    assert len(found) == (len(ARMS) - 1) * 2 * 3 + len(measures.JOINED)
     assert sum(len(c.arms) for c in CLAIMS) > len(ARMS)
-    assert found[Cell(ESD(preserve=0.0), "bomb", 2)] == {
-        "null change", "ua pruned", "ua lost by pruning", "accuracy of the pruned base"
-    }  # fmt: skip
+    asked = {c.name: found[Cell(c.arms[-1], "bomb", 2)] for c in CLAIMS if not c.objects}
+    assert asked["sara"] >= {"ua pruned", "ua lost by pruning", "accuracy of the pruned base"}
+    assert "null change" in asked["allbutone"]
+    assert "neighbours" in asked["ap"]
+    assert not asked["spm"] & set(measures.COMPOSED)
+    assert {c.target for c in found if c.method == apart[0].arms[0]} == set(measures.JOINED)
+    assert all(found[Cell(apart[0].arms[0], t, 0)] == set(measures.COMPOSED) for t in measures.JOINED)
     assert [(c.target, c.seed) for c in grid([ALONE], TARGETS, 2)] == [(t, s) for s in (0, 1) for t in TARGETS]
+
+
+def test_what_needs_the_edits_of_other_cells_is_measured_when_all_are_made(bench: Any, tmp_path: Path) -> None:
+    model, calls = bench
+    late = replace(ALONE, measure="ua composed", objects=(*TARGETS, "pill"))
+    claims.run(model, grid([late, ALONE], TARGETS, 2), tmp_path, quiet)
+    assert calls[-3:] == [("late", "uce", t, 0) for t in late.objects]
+    assert [c for c in calls if c[0] == "late"] == calls[-3:]
+    assert row(late, TARGETS, 2, tmp_path).n == 3
+    assert row(ALONE, TARGETS, 2, tmp_path).n == 4
+
+
+def test_only_cells_with_like_ua_decide_where_a_claim_says_so(bench: Any, tmp_path: Path) -> None:
+    """Where a weaker erasure is compared, it also damages less."""
+    model, _ = bench
+    claims.run(model, grid([PAIR], TARGETS, 3), tmp_path, quiet)
+    equal = replace(PAIR, alike=0.1)
+    assert (row(equal, TARGETS, 3, tmp_path).n, row(equal, TARGETS, 3, tmp_path).unlike) == (6, 0)
+    other = Cell(TWO, "skull", 1).folder(tmp_path)
+    scores = [replace(s, value=(s.value or 0) - 0.2) if s.metric == "ua" else s for s in Run(other).scores]
+    Run(other).write_scores(scores)
+    found = row(equal, TARGETS, 3, tmp_path)
+    assert (found.n, found.unlike, row(PAIR, TARGETS, 3, tmp_path).n) == (5, 1, 6)
+    assert "| 5 (1 left out: UA differs by more than 0.1) |" in claims.table([found])
+
+
+def test_what_does_not_erase_has_nothing_to_lose(bench: Any, tmp_path: Path) -> None:
+    model, _ = bench
+    claims.run(model, grid([ALONE], TARGETS, 3), tmp_path, quiet)
+    found = [row(replace(ALONE, least=least), TARGETS, 3, tmp_path) for least in (0.0, 0.4, 0.6)]
+    assert [r.verdict for r in found] == ["won", "won", "open"]
+    assert "(nothing is decided below ua 0.6)" in claims.table(found)
 
 
 def test_what_is_measured_is_not_measured_again(bench: Any, tmp_path: Path) -> None:

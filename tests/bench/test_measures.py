@@ -14,16 +14,17 @@ from expunge.bench import cells, measures
 from expunge.bench.measures import Cell, Scene, value
 from expunge.concept import World
 from expunge.edits import WeightEdit
+from expunge.edits.gated import GatedEdit
 from expunge.edits.io import parameters
 from expunge.judges.panel import load_panel
 from expunge.kernel.model import Model
 from expunge.methods.esd import ESD
-from expunge.methods.fewshot import FewShot
 from expunge.methods.neggrad import NegGrad
+from expunge.methods.spm import SPM
 from expunge.methods.ssd import SSD
 from expunge.records import Card, Run, Score
 from expunge.storage import write_json
-from expunge.zoo.emoji.world import WEIGHTS
+from expunge.zoo.emoji.world import BENCH_TARGETS, WEIGHTS
 
 OBJECTS = tuple(f"thing {i}" for i in range(12))
 WORLD = World("emoji", ("bomb", *OBJECTS), ("flat", "mono"), {}, ("an emoji of {c}",), ("a {c} style emoji of {x}",))
@@ -35,7 +36,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measures, "SHORT", replace(cells.SHORT, steps=2, targets=2))
     monkeypatch.setattr(measures, "KEPT", 3)
-    monkeypatch.setattr(measures, "PICTURES", 2)
+    monkeypatch.setattr(cells, "PICTURES", 2)
     model = tiny.model(window=64)
     model.world = WORLD
     return Scene(model, None, Cell(ESD(), "bomb", 0), tmp_path / "run")
@@ -117,11 +118,6 @@ def test_updates_are_counted_not_believed(scene: Scene, method: Any, steps: int)
     assert not _global_optimizer_post_hooks
 
 
-def test_the_method_that_asks_for_a_few_pictures_gets_a_few(scene: Scene) -> None:
-    assert scene.pictures == 2
-    assert replace(scene, cell=Cell(FewShot(), "bomb", 0)).pictures == measures.FEW
-
-
 def test_readings_are_the_scoring_judges_and_none_of_what_cannot_be_read(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,3 +161,63 @@ def test_both_edit_and_base_are_pruned_and_read(scene: Scene, monkeypatch: pytes
     assert largest == pytest.approx([2.0, 1.0])
     assert found == {"ua pruned": 0.0, "ua lost by pruning": 0.75, "accuracy of the pruned base": 0.8}
     assert torch.equal(parameters(model)[name], base)
+
+
+# ------------------------------------------------------------------------------------------------- membranes together
+
+BRIEF = SPM(steps=1, batch=2, rollouts=1, sampling_steps=2)
+
+
+def test_membranes_of_all_cells_are_joined_wherever_their_edits_lie(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, joined, looks, erase, join = [], [], list[tuple[int, list[Any]]](), measures.erase, GatedEdit.joined
+    work, model, rules = scene.folder.parent, scene.model, cells.SHORT
+
+    def erased(model: Model, concept: Any, method: Any, **rest: Any) -> Any:
+        made.append(concept.name)
+        return erase(model, concept, method, **rest)
+
+    def drawn(model: Model, _rules: Any, specs: Any, _tick: Any) -> Any:
+        looks.append((len(model.denoiser.module._forward_pre_hooks), list(specs)))
+        return specs
+
+    def audit(folder: Path, *_: Any, **__: Any) -> None:
+        Run(folder).write_scores([Score(protocol=rules.id, metric="ua", value=0.75, n=2)])
+
+    def cell(name: str) -> Scene:
+        own = Cell(BRIEF, name, 0)
+        return replace(scene, cell=own, folder=own.folder(work))
+
+    monkeypatch.setattr(measures, "JOINED", ("bomb", *OBJECTS[:3]))
+    monkeypatch.setattr(measures, "erase", erased)
+    monkeypatch.setattr(GatedEdit, "joined", lambda edits: (joined.append(list(edits)), join(edits))[1])
+    monkeypatch.setattr(cells, "audit", audit)
+    for name in ("base_pictures", "draw"):
+        monkeypatch.setattr(measures, name, drawn)
+    # a judge that takes the first picture it is shown for another object, whether it is a target or not
+    monkeypatch.setattr(measures, "read", lambda _, specs: ["another", *(s.object for s in specs[1:])])
+    for name in ("bomb", OBJECTS[0]):
+        cells.fill(model, None, BRIEF, cell(name).concept, cell(name).folder, rules=rules)
+    write_json(cell(OBJECTS[2]).folder / cells.REFUSED, {"error": "no"})
+
+    found, other = (measures.composing(cell(name)) for name in ("bomb", OBJECTS[0]))
+    assert [[e.card.concept["name"] for e in edits] for edits in joined] == [["bomb", *OBJECTS[:2]]] * 2
+    assert made == [OBJECTS[1]]
+    (plain, base), (hooked, edited), (_, rest), _ = looks
+    assert plain < hooked
+    assert [s.object for s in edited[:2]] == ["bomb"] * 2
+    assert edited[2:] == base
+    assert not {"bomb", *OBJECTS[:3]} & {s.object for s in (*base, *rest)}
+    assert base
+    assert rest
+    assert not set(base) & set(rest)
+    assert found["ua composed"] == other["ua composed"] == 0.5
+    assert found["ua lost by composing"] == pytest.approx(0.75 - 0.5)
+    assert found["others of the base"] == pytest.approx(1 - 1 / len(base))
+    assert found["others composed"] == 1.0
+
+
+def test_composed_objects_are_no_targets_of_the_bench() -> None:
+    assert len(measures.JOINED) == len(set(measures.JOINED)) == 20
+    assert not set(measures.JOINED) & set(BENCH_TARGETS)

@@ -11,8 +11,8 @@ from expunge.bench.measures import label
 from expunge.errors import SettingError
 
 
-def test_the_readers_and_the_table_are_two_rows() -> None:
-    assert [label(m) for m in uce.METHODS] == ["uce", "uce reads=tokens", "tuce"]
+def test_the_readers_the_table_and_every_other_closed_form_are_rows_of_their_own() -> None:
+    assert [label(m) for m in uce.METHODS] == ["uce", "uce reads=tokens", "rece", "speed", "tuce"]
 
 
 def test_some_objects_have_to_be_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

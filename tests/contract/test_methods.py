@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from safetensors import safe_open
 
 from expunge import door, footprint, sae
 from expunge.backbones import tiny, toy
+from expunge.backbones.unet import UNetModel
 from expunge.concept import Concept
 from expunge.edits import Edit, load_edit
-from expunge.errors import NeedsError
+from expunge.errors import ConceptError, NeedsError
 from expunge.kernel.model import Model
 from expunge.kernel.state import Step
-from expunge.methods import METHODS, describe, get
+from expunge.methods import METHODS, describe, evaluations, get
 from expunge.records import CHECKPOINT, EDIT
 
 MODELS = {f"toy-{k}": (lambda k=k: toy.model(k)) for k in ("eps", "x0", "v", "flow")}
@@ -28,6 +30,9 @@ ENCODERS = ("itd", "fewshot", "tuce")
 # these and methods that change how a text is read, or learn a word, refuse a model that reads none
 TEXT_ONLY = ("uce", "rece", "speed", "spm", "hfi", *ENCODERS)
 CONCEPT = Concept("bomb", templates=("{c}", "a {c}"), keep=("cat",))
+OTHER = replace(CONCEPT, name="house", names=("house",))
+# its tokenizer takes this for the end of the prompt
+MUTE = replace(CONCEPT, name="<|endoftext|>", names=("<|endoftext|>",))
 SHORT: dict[str, Any] = {"steps": 2, "batch": 2, "rollouts": 1, "sampling_steps": 3, "lr": 1e-2, "draws": 2}
 HOOKED = ("gated", "hook")  # kinds of edits that change no weight
 SHORT |= {"maps": 2, "candidates": 3, "every": 1}
@@ -42,9 +47,9 @@ def short(name: str, **changes: Any) -> Any:
     return method(**{k: v for k, v in (SHORT | changes).items() if k in known})
 
 
-def erase(model: Model, concept: Concept, method: Any, *, seed: int) -> Edit:
+def erase(model: Model, concept: Concept | list[Concept], method: Any, *, seed: int, **rest: Any) -> Edit:
     """Erase; the pictures that a method learns from are drawn from the model."""
-    return door.erase(model, concept, method, seed=seed, make_images=3 if method.needs.images else 0)
+    return door.erase(model, concept, method, seed=seed, make_images=3 if method.needs.images else 0, **rest)
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
@@ -104,6 +109,49 @@ def test_same_seed_same_edit(name: str, backbone: str) -> None:
     # a closed form draws nothing; in the Gaussian world two Adam steps see a gradient's sign, and x_t does not enter it
     if "steps" in {f.name for f in fields(method)} and not backbone.startswith("toy"):
         assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+def two_encoders() -> Model:
+    """Return the tiny model of two text encoders, with what SDXL tells its network beside their tokens."""
+    return UNetModel(tiny.xl_pipeline(), "tiny-xl", sampling=tiny.SAMPLING)
+
+
+PAIRS = [(n, tiny.model) for n in METHODS]
+PAIRS += [(n, two_encoders) for n in ("ap", "spm", "rece", "speed", "ant")]
+
+
+@pytest.mark.parametrize(("name", "make"), PAIRS, ids=[f"{n}-{make.__name__}" for n, make in PAIRS])
+def test_two_concepts_are_both_erased_by_one_edit(name: str, make: Callable[[], Model], tmp_path: Path) -> None:
+    """As far as an untrained network can tell: pictures of both change, and an edit of the first alone is another."""
+    model, ask = make(), {"prompts": ["a bomb", "a house"], "seeds": [0, 1]}
+    base = model.generate(**ask)
+    method = short(name, lr=0.05, rollouts=2)
+    edit, first = (erase(model, concepts, method, seed=0) for concepts in ([CONCEPT, OTHER], [CONCEPT]))
+    assert model.fingerprint() == model.hash
+    with edit.on(model):
+        both = model.generate(**ask)
+    assert ((both - base).abs().amax((1, 2, 3)) > 1e-3).all()
+    with first.on(model):
+        one = model.generate(**ask)
+    assert (both - one)[1].abs().max() > 1e-3
+    assert edit.card is not None
+    assert [c["name"] for c in edit.card.concepts] == ["bomb", "house"]
+    edit.save(tmp_path / "edit.safetensors")
+    with load_edit(tmp_path / "edit.safetensors").on(model):
+        assert torch.equal(model.generate(**ask), both)
+
+
+@methods
+def test_a_word_that_the_text_encoder_does_not_hear_is_refused(name: str, tmp_path: Path) -> None:
+    """Before anything is drawn or trained, also where another concept is heard."""
+    model, method, seen = tiny.model(), short(name), list[Step]()
+    assert torch.equal(*model.encode(["a <|endoftext|>", "a"]).tokens)
+    for concepts in (MUTE, [CONCEPT, MUTE]):
+        with pytest.raises(ConceptError, match=r"reads prompts of '<\|endoftext\|>' as it reads them without it"):
+            erase(model, concepts, method, seed=0, out=tmp_path / "run", progress=seen.append)
+        assert not seen
+        assert not (tmp_path / "run").exists()
+    assert model.fingerprint() == model.hash
 
 
 @methods
@@ -166,7 +214,7 @@ def test_a_run_takes_no_more_disk_than_was_asked_for(name: str, rank: int, tmp_p
     model, checkpoints = tiny.model(), list[int]()
     method = short(name, **({"rank": rank} if rank else {}))
     # a membrane each
-    concepts = [CONCEPT, replace(CONCEPT, name="dagger", names=("dagger",))] if name == "spm" else [CONCEPT]
+    concepts = [CONCEPT, OTHER] if name == "spm" else [CONCEPT]
 
     def look(step: Step) -> None:
         if (tmp_path / CHECKPOINT).is_file() and "drawn" not in step.losses:
@@ -220,7 +268,7 @@ def test_low_rank_edit_loads_as_a_lora_and_draws_the_same(name: str, style: str,
 def test_edits_of_two_concepts_nest() -> None:
     model = tiny.model()
     one = erase(model, CONCEPT, short("esd", rank=2), seed=0)
-    two = erase(model, replace(CONCEPT, name="dagger", names=("dagger",)), short("esd", rank=2), seed=1)
+    two = erase(model, OTHER, short("esd", rank=2), seed=1)
     before = weights(model)
     with one.on(model), two.on(model):
         both = weights(model)
@@ -239,9 +287,57 @@ def test_models_that_a_method_is_listed_for_are_those_it_runs_on(name: str) -> N
     assert ("one-step" in listed) == (name in ONE_STEP)
 
 
-def test_costs_are_the_defaults() -> None:
-    costs = [describe(n)["cost"] for n in ("salun", "ssd", "uce")]
-    assert costs == ["200 updates of 8 samples", "gradients of 128 samples, no update", "no update"]
+IN_ALL = "{} evaluations of the network, a sample each: "
+TRAINED = "{} updates of 8 samples; " + IN_ALL + "{} in updates, "
+SAMPLED = "{} to sample what is trained on"
+PICTURES = "64 pictures of the concept and as many to retain, given or drawn"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("esd", TRAINED + SAMPLED),
+        ("ap", TRAINED + SAMPLED + ", {} to search adversaries"),
+        ("salun", TRAINED + "{} for the map of weights; " + PICTURES),
+        ("ssd", "no update; " + IN_ALL + "{} for gradients, " + SAMPLED),
+        ("uce", "no update; reads 512 prompts to erase and as many to keep at most"),
+        ("itd", "no update; reads prompts through a sparse autoencoder, which is trained once"),
+    ],
+)
+def test_costs_are_those_of_the_defaults(name: str, told: str) -> None:
+    defaults = {f.name: f.default for f in fields(get(name))}
+    parts = [n for n in evaluations(name, defaults).values() if n]
+    numbers = [sum(parts), *parts]
+    if told.startswith(TRAINED):
+        numbers = [defaults["steps"], *numbers]
+    assert describe(name)["cost"] == told.format(*(f"{n:,}" for n in numbers))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(n, {}) for n in METHODS] + [("ap", {"adversary": a}) for a in ("gumbel", "pgd")],
+)
+def test_evaluations_are_counted_not_believed(
+    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a method learns: its pictures are drawn before. What looks at samples meanwhile is left out."""
+    model, seen, shown = tiny.model(), [0], door.pictures.shown
+    method = short(name, **{"steps": 7, "draws": 7, "rollouts": 2, "every": 2, "ascent": 2, **changes})
+
+    def count(module: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+        seen[0] += len(args[0])
+
+    def begun(*given: Any) -> Any:
+        found = shown(*given)
+        seen[0] = 0
+        return found
+
+    monkeypatch.setattr(door.pictures, "shown", begun)
+    model.denoiser.module.register_forward_pre_hook(count, with_kwargs=True)
+    erase(model, CONCEPT, method, seed=0)
+    settings = {f.name: getattr(method, f.name) for f in fields(method)}
+    # closed forms look once, for the layers that read text
+    assert seen[0] == sum(evaluations(name, settings, shown=3).values()) + (name in ("rece", "speed", "uce"))
 
 
 @pytest.mark.parametrize(("name", "backbone"), [(n, "class") for n in TEXT_ONLY] + [(n, "toy-eps") for n in ENCODERS])

@@ -12,6 +12,7 @@ from expunge.kernel.adversary import Adversary, Search, adversary, ascent, chang
 from expunge.kernel.condition import Condition
 from expunge.kernel.descent import mse
 from expunge.kernel.model import Model
+from expunge.kernel.terms import Space, distance
 
 SEARCHES: tuple[Search, ...] = ("exact", "gumbel", "pgd")
 WORDS = ("red", "green", "cat", "dog", "house")
@@ -31,10 +32,12 @@ def harmed(word: str) -> toy.ToyModel:
     return model
 
 
-def seek(kind: Search, model: Model, steps: int = 10, generator: torch.Generator | None = None) -> Adversary:
+def seek(
+    kind: Search, model: Model, steps: int = 10, generator: torch.Generator | None = None, space: Space = "native"
+) -> Adversary:
     c = model.encode(WORDS)
     generator = generator or torch.Generator().manual_seed(0)
-    return adversary(kind, model.denoiser, [c, c], generator, lr=0.05, tau=1.0, steps=steps)
+    return adversary(kind, model.denoiser, [c, c], generator, lr=0.05, tau=1.0, steps=steps, space=space)
 
 
 @pytest.mark.parametrize("word", ["cat", "house"])
@@ -69,8 +72,46 @@ def test_changes_are_the_candidates_own() -> None:
     torch.testing.assert_close(changes(model.denoiser, x_t, t, c), torch.stack(alone), atol=0, rtol=1e-4)
 
 
+def test_changes_are_measured_in_the_space_of_the_term_that_holds() -> None:
+    model = harmed("cat")
+    x_t, t = latents(model)
+    c, e = model.encode(WORDS), model.denoiser
+    with torch.no_grad():
+        e.student.weights["to_mean.weight"].add_(0.1 * torch.arange(len(toy.WORDS)))
+        told = [e(x_t, t, c[j : j + 1]) for j in range(len(c))]
+        was = [e.teacher(x_t, t, c[j : j + 1]) for j in range(len(c))]
+        wanted = [distance(e, t, a, b, "x0") for a, b in zip(told, was, strict=True)]
+    found, native = changes(e, x_t, t, c, "x0"), changes(e, x_t, t, c)
+    torch.testing.assert_close(found, torch.stack(wanted), atol=0, rtol=1e-4)
+    assert (found[1:] < native[1:] / 2).all()
+
+
+def test_a_search_in_x0_can_find_another_word() -> None:
+    """One word has changed where noise is low, the other where it is high and native predictions hardly tell."""
+    model, mixed = toy.model("eps"), torch.tensor([300, 999])
+    model.denoiser.unlock("cross-attention")
+    x_t = torch.zeros(2, 3, 4, 4)
+    call = model.denoiser.call
+
+    def changed(module: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, c: Condition) -> torch.Tensor:
+        early, late = (c.tokens.sum(1)[:, toy.WORDS.index(w)] for w in ("cat", "dog"))
+        moved = late * (t == 300) * 0.2 + early * (t == 999) * 0.1
+        return call(module, x, t, c) + moved.view(-1, 1, 1, 1) * module.to_mean.weight.sum()
+
+    model.denoiser.call = changed
+    with torch.no_grad():
+        model.denoiser.student.weights["to_mean.weight"].add_(1.0)
+    found = {}
+    for space in ("native", "x0"):
+        foe = seek("exact", model, space=space)
+        foe.search(0, x_t, mixed)
+        found[space] = WORDS[foe.index[0]]
+    assert found == {"native": "dog", "x0": "cat"}
+
+
+@pytest.mark.parametrize("space", ["native", "x0"])
 @pytest.mark.parametrize("rank", [0, 2])
-def test_ascent_is_the_gradient_through_both_networks(rank: int) -> None:
+def test_ascent_is_the_gradient_through_both_networks(rank: int, space: Space) -> None:
     """Against two separate networks; the authors' code leaves the original network's share out."""
     model = tiny.model()
     x_t, t = latents(model)
@@ -83,9 +124,11 @@ def test_ascent_is_the_gradient_through_both_networks(rank: int) -> None:
     tokens = c.tokens.clone().requires_grad_()
     trained = model.denoiser(x_t, t, Condition(tokens))
     original = model.denoiser.call(frozen, x_t, t, Condition(tokens).batch(len(x_t)))
-    (whole,) = torch.autograd.grad(mse(trained, original), tokens, retain_graph=True)
-    (half,) = torch.autograd.grad(mse(trained, original.detach()), tokens)
-    found = ascent(model.denoiser, x_t, t, c)
+    far = distance(model.denoiser, t, trained, original, space)
+    (whole,) = torch.autograd.grad(far, tokens, retain_graph=True)
+    far = distance(model.denoiser, t, trained, original.detach(), space)
+    (half,) = torch.autograd.grad(far, tokens)
+    found = ascent(model.denoiser, x_t, t, c, space)
     assert (half - whole).norm() > 0.1 * whole.norm()
     torch.testing.assert_close(found, whole, atol=1e-6 * whole.abs().max().item(), rtol=1e-3)
     assert all(torch.equal(p, live[k]) for k, p in student.weights.items())

@@ -77,7 +77,7 @@ def test_distance_in_x0_is_the_same_for_every_parameterisation(kind: Kind) -> No
     gain = alpha * toy.SPREAD**2 / (alpha**2 * toy.SPREAD**2 + sigma**2)
     wanted = ((1 - gain * alpha) * (mu[0] - mu[1])[:, :, None, None]).square().expand_as(x_t).mean()
     # alpha is small at the noisiest time, by which x0 of an eps network is divided
-    torch.testing.assert_close(distance(model.denoiser, x_t, t, a, b, "x0"), wanted, atol=0, rtol=1e-3)
-    native = distance(model.denoiser, x_t, t, a, b, "native")
+    torch.testing.assert_close(distance(model.denoiser, t, a, b, "x0"), wanted, atol=0, rtol=1e-3)
+    native = distance(model.denoiser, t, a, b, "native")
     assert (abs(native / wanted - 1) > 0.1) == (kind != "x0")
     assert x0_and_eps(kind, x_t, a, alpha, sigma)[0].shape == x_t.shape

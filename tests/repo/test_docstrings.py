@@ -22,7 +22,8 @@ def test_every_method_file_is_in_the_table(root):
 
 @pytest.mark.parametrize("name", methods.names())
 def test_docstring_has_its_entries(name):
-    entries = {title: methods.section(doc(name), title) for title in ("Notation", "Erases", "Limits", "Reference")}
+    titles = ("Notation", "Erases", "Limits", "Differs", "Reference")
+    entries = {title: methods.section(doc(name), title) for title in titles}
     assert not [title for title, text in entries.items() if not text]
     assert ARXIV.search(entries["Reference"])
 

@@ -25,6 +25,25 @@ def test_types_are_declared_for_every_name(root):
     assert declared == set(expunge.__all__) - {"__version__"}
 
 
+def test_a_function_is_callable_whatever_was_imported_before(python):
+    """A module of a function's name would take its place in the package as soon as anything imports it."""
+    homes = sorted({home for home in expunge._HOMES.values() if home})
+    code = f"""
+from importlib import import_module
+for home in {homes}:
+    import_module(f"expunge.{{home}}")
+import expunge
+print([name for name, home in expunge._HOMES.items() if home and not callable(getattr(expunge, name))])
+try:
+    expunge.audit("nowhere")
+except expunge.ExpungeError as error:
+    print(error)
+"""
+    told = python("-c", code).splitlines()
+    assert told[0] == "[]"
+    assert "nowhere" in told[1]
+
+
 def test_unknown_name_is_an_error():
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = expunge.no_such_name

@@ -14,6 +14,7 @@ from expunge.door import erase
 from expunge.errors import SettingError
 from expunge.kernel.path import Kind
 from expunge.kernel.state import Step
+from expunge.methods import ap
 from expunge.methods.ap import AP
 from expunge.methods.esd import ESD
 
@@ -64,6 +65,14 @@ def test_ap_holds_it_by_every_setting(changes: dict[str, Any], words: str) -> No
             harm.append((mean(model, "red") - red).norm().item())
     assert harm[0] > 0.3
     assert harm[1] < harm[0] / 3
+
+
+@pytest.mark.parametrize("space", ["native", "x0"])
+def test_the_search_measures_what_the_held_term_does(space: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, adversary = [], ap.adversary
+    monkeypatch.setattr(ap, "adversary", lambda *a, **known: (asked.append(known["space"]), adversary(*a, **known))[1])
+    erase(toy.model("eps"), RED_BOMB, AP(steps=1, vocabulary=words, space=space, **TRAIN), seed=0)
+    assert asked == [space]
 
 
 def test_ap_erases_several_concepts_each_with_its_adversary(words: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -11,8 +12,9 @@ from expunge import checkpoint
 from expunge.backbones import tiny, toy
 from expunge.concept import Concept
 from expunge.door import erase
+from expunge.kernel.condition import Condition
 from expunge.kernel.model import Model
-from expunge.kernel.state import State
+from expunge.kernel.state import Probe, State
 from expunge.methods.base import readers, readings
 from expunge.methods.rece import RECE, derived
 from expunge.methods.uce import UCE
@@ -85,8 +87,50 @@ def test_what_was_erased_first_does_not_come_back() -> None:
     torch.testing.assert_close(after, null.expand(2, 3), atol=1e-3, rtol=0)
 
 
-def test_a_resumed_round_is_the_same_to_the_bit(tmp_path: Path) -> None:
-    method, targets = RECE(rounds=3), [BOMB.resolve()]
+def test_a_probe_sees_what_the_rounds_have_made() -> None:
+    """Nothing in the model changes while they go on."""
+    model, looks = tiny.model(), list[list[Tensor]]()
+    base = weights(model)
+
+    def look(now: Model) -> float:
+        looks.append(weights(now))
+        return 0.0 if len(looks) == 2 else 1.0
+
+    edit = erase(model, BOMB, RECE(rounds=4), seed=0, probe=Probe(look, until=0.5, every=1))
+    assert edit.card is not None
+    assert edit.card.steps == len(looks) == 2
+    for rounds, seen in enumerate(looks):
+        with erase(model, BOMB, RECE(rounds=rounds), seed=0).on(model):
+            assert all(torch.equal(a, b) for a, b in zip(seen, weights(model), strict=True))
+    assert all(torch.equal(v, edit.tensors()[k]) for k, v in erase(model, BOMB, RECE(rounds=1)).tensors().items())
+    assert any(not torch.equal(a, b) for a, b in zip(looks[0], base, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), base, strict=True))
+
+
+def test_of_many_prompts_a_sample_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = Concept("bomb", templates=tuple(f"{a} {{c}}" for a in "abcdefgh"), keep=("cat", "dog", "cup", "hat"))
+    told, seen, encode = many.resolve(), set[str](), type(tiny.model()).encode
+
+    def listening(self: Model, prompts: str | list[str]) -> Condition:
+        seen.update([prompts] if isinstance(prompts, str) else prompts)
+        return encode(self, prompts)
+
+    def edited(method: RECE, seed: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
+        seen.clear()
+        found = dict(erase(tiny.model(), many, method, seed=seed).tensors())
+        return (len(seen.intersection(told.prompts)), len(seen.intersection(told.keeps))), found
+
+    monkeypatch.setattr(type(tiny.model()), "encode", listening)
+    assert edited(RECE(), 0)[0] == (len(told.prompts), len(told.keeps)) != (3, 3)
+    (few, one), (_, again), (_, other) = (edited(RECE(sample=3), seed) for seed in (0, 0, 1))
+    assert few == (3, 3)
+    assert all(torch.equal(v, again[k]) for k, v in one.items())
+    assert any(not torch.equal(v, other[k]) for k, v in one.items())
+
+
+@pytest.mark.parametrize("sample", [512, 1])
+def test_a_resumed_round_is_the_same_to_the_bit(tmp_path: Path, sample: int) -> None:
+    method, targets = RECE(rounds=3, sample=sample), [BOMB.resolve()]
 
     def rest(model: Model, state: State, stop: int | None = None) -> dict[str, Tensor]:
         fit = method.fit(model, targets, state)
@@ -103,6 +147,6 @@ def test_a_resumed_round_is_the_same_to_the_bit(tmp_path: Path) -> None:
     whole = rest(tiny.model(), State(0))
     rest(tiny.model(), State(0), stop=1)
     resumed = rest(tiny.model(), State.load(checkpoint.load(tmp_path / "state")))
-    short = erase(tiny.model(), BOMB, RECE(rounds=1), seed=0).tensors()
+    short = erase(tiny.model(), BOMB, RECE(rounds=1, sample=sample), seed=0).tensors()
     assert all(torch.equal(whole[k], resumed[k]) for k in whole)
     assert any(not torch.equal(whole[k], short[k]) for k in whole)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.backbones import toy
+from expunge.backbones import tiny, toy
 from expunge.concept import Concept
 from expunge.door import erase
 from expunge.kernel.closedform import Rewrite, null_space, restricted
+from expunge.kernel.condition import Condition
+from expunge.kernel.model import Model
 from expunge.methods.speed import SPEED
 
 EXACT = 1e-9  # float64 on systems of this size
@@ -105,3 +107,24 @@ def test_erases_several_and_keeps() -> None:
         after = means()
     torch.testing.assert_close(after[:2], before[[3, 3]], atol=1e-3, rtol=0)
     torch.testing.assert_close(after[2], before[2], atol=1e-6, rtol=0)
+
+
+def test_of_many_prompts_a_sample_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = Concept("bomb", templates=tuple(f"{a} {{c}}" for a in "abcdefgh"), keep=("cat", "dog", "cup", "hat"))
+    told, seen, encode = many.resolve(), set[str](), type(tiny.model()).encode
+
+    def listening(self: Model, prompts: str | list[str]) -> Condition:
+        seen.update([prompts] if isinstance(prompts, str) else prompts)
+        return encode(self, prompts)
+
+    def edited(method: SPEED, seed: int) -> tuple[tuple[int, int], dict[str, Tensor]]:
+        seen.clear()
+        found = dict(erase(tiny.model(), many, method, seed=seed).tensors())
+        return (len(seen.intersection(told.prompts)), len(seen.intersection(told.keeps))), found
+
+    monkeypatch.setattr(type(tiny.model()), "encode", listening)
+    assert edited(SPEED(), 0)[0] == (len(told.prompts), len(told.keeps)) != (3, 3)
+    (few, one), (_, again), (_, other) = (edited(SPEED(sample=3), seed) for seed in (0, 0, 1))
+    assert few == (3, 3)
+    assert all(torch.equal(v, again[k]) for k, v in one.items())
+    assert any(not torch.equal(v, other[k]) for k, v in one.items())

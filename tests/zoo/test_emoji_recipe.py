@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import subprocess
+import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -50,6 +54,42 @@ def test_icons_are_found_by_code_point_then_by_name(tmp_path: Path) -> None:
     assert 'viewBox="0 0 32 16"' in icons.svg("boom")
     (tmp_path / "chars.json").write_text(json.dumps({"1F4A3-FE0F": "bomb"}))
     assert data.IconSet(tmp_path).find("1f4a3", set()) == "bomb"
+
+
+def test_a_package_whose_unpacking_was_killed_is_unpacked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed, extract = list[str](), tarfile.TarFile.extractall
+
+    def pack(command: list[str], *, cwd: Path, **_: object) -> SimpleNamespace:
+        packed.append(command[-1])
+        name = f"{command[-1].split('/')[-1]}-1.0.0.tgz"
+        with tarfile.open(cwd / name, "w:gz") as tar:
+            for file in ("package.json", "icons.json"):
+                info = tarfile.TarInfo(f"package/{file}")
+                info.size = len(file)
+                tar.addfile(info, io.BytesIO(file.encode()))
+        return SimpleNamespace(stdout=f"{name}\n")
+
+    def killed(tar: tarfile.TarFile, path: Path, **_: object) -> None:
+        tar.extract("package.json", path, filter="data")
+        raise KeyboardInterrupt
+
+    def names() -> dict[str, list[str]]:
+        return {p.name: sorted(f.name for f in p.iterdir()) for p in tmp_path.iterdir() if p.is_dir()}
+
+    monkeypatch.setattr(subprocess, "run", pack)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", killed)
+    with pytest.raises(KeyboardInterrupt):
+        data.fetch(tmp_path)
+    assert list(names().values()) == [["package.json"]]
+    monkeypatch.setattr(tarfile.TarFile, "extractall", extract)
+    data.fetch(tmp_path)
+    packages = {*world.STYLES.values(), "emojibase-data"}
+    assert names() == {package: ["icons.json", "package.json"] for package in packages}
+    assert len(packed) == 1 + len(packages)
+    data.fetch(tmp_path)
+    assert len(packed) == 1 + len(packages)
 
 
 def test_distinctness_is_zero_for_two_equal_drawings_and_not_before() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.audit import audit
+from expunge.auditing import audit
 from expunge.backbones import load
 from expunge.concept import Concept
 from expunge.errors import ConceptError, NeedsError, SettingError

@@ -18,6 +18,10 @@ from ..records import CARD, Run
 
 SHIPPED = ("emoji", "fashion", "tiny")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+PICKLED = (
+    "which can run any code when it is read. Convert it to .safetensors, or pass allow_pickle=True (--allow-pickle) if "
+    "you trust its source."
+)
 # diffusers' pipeline class -> adapter
 ADAPTERS = {"StableDiffusionPipeline": "unet", "StableDiffusionXLPipeline": "unet"}
 # a U-Net and a scheduler; the first is the one that draws classes, the others are where people keep such networks
@@ -60,10 +64,7 @@ def load(
         return adapt(pipe if dtype == torch.float32 else pipe.to(dtype), "tiny", device, sampling=tiny.SAMPLING)
     path = Path(name)
     if path.suffix in PICKLES and not allow_pickle:
-        raise BadModel(
-            f"{name} is a pickled checkpoint, which can run any code when it is read. Convert it to .safetensors, or "
-            "pass allow_pickle=True (--allow-pickle) if you trust its source."
-        )
+        raise BadModel(f"{name} is a pickled checkpoint, {PICKLED}")
     if path.is_file():
         return adapt(single_file(path, dtype, allow_pickle, config), name, device)
     if path.is_dir() and (path / CARD).is_file():
@@ -102,32 +103,70 @@ def generator(run: Path, **options: Any) -> Model:
 
 
 def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
-    """Read a diffusers folder or hub id."""
+    """Read a diffusers folder or hub id; see to it that no weight is missing."""
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
     folder = Path(name)
     if folder.is_dir():
-        check_folder(folder)
+        check_folder(folder, allow_pickle)
     options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
-    if not (folder.is_dir() and adapter(folder) == "classcond"):
-        options |= {"safety_checker": None, "requires_safety_checker": False}
     try:
-        return DiffusionPipeline.from_pretrained(name, dtype=dtype, **options)
+        read = encoders(folder, dtype=dtype, **options) if folder.is_dir() else {}
+        if not (folder.is_dir() and adapter(folder) == "classcond"):
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, **options, **read)
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         where = "on disk" if folder.is_dir() else "on disk, nor could it be had from the hub"
         raise BadModel(f"{name!r} could not be loaded {where}: {first_line(error)}") from error
+    check_whole(pipe, name)
+    return pipe
 
 
-def check_folder(folder: Path) -> None:
-    """Find missing and cut-off weight files before diffusers spends time on them."""
+def encoders(folder: Path, **options: Any) -> dict[str, Any]:
+    """Read the text encoders of a diffusers folder, by component.
+
+    Raises:
+        BadModel: weights are missing, which transformers makes up at random where diffusers reads the encoder.
+    """
+    import transformers
+
+    found = {}
+    for component, told in components(folder).items():
+        kind: Any = getattr(transformers, str(told[-1]), None)
+        # whatever else it may be, diffusers refuses
+        if component.startswith("text_encoder") and kind is not None:
+            encoder, about = kind.from_pretrained(folder / component, output_loading_info=True, **options)
+            need_all(sorted(about["missing_keys"]), component, folder)
+            found[component] = encoder
+    return found
+
+
+def check_whole(pipe: Any, name: str | Path) -> None:
+    """Find the weights that were not in a model's files: diffusers leaves those without storage.
+
+    Raises:
+        BadModel: there are some.
+    """
+    for component, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            need_all([n for n, p in part.named_parameters() if p.is_meta], component, name)
+
+
+def need_all(absent: list[str], component: str, name: str | Path) -> None:
+    """Raise BadModel if a component lacks any weights, naming the first of them."""
+    if absent:
+        first = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        raise BadModel(f"{name} lacks {len(absent)} weights of its {component} ({first}). Copy it again.")
+
+
+def check_folder(folder: Path, allow_pickle: bool = False) -> None:
+    """Find missing, cut-off and pickled weight files before diffusers spends time on them."""
     from safetensors import SafetensorError, safe_open
 
-    kind = adapter(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    for component, told in index.items():
-        ours = isinstance(told, list) and told[:1] in (["diffusers"], ["transformers"])
-        if ours and not (folder / component).is_dir():
+    kind, parts = adapter(folder), components(folder)
+    for component in parts:
+        if not (folder / component).is_dir():
             raise BadModel(f"{folder} names a {component} in model_index.json but has no folder {component}/")
     for file in sorted(folder.glob("*/*.safetensors")):
         try:
@@ -135,9 +174,22 @@ def check_folder(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BadModel(f"{file} is cut off or damaged ({first_line(error)}). Copy it again.") from error
-    for component in ("unet", "vae", "text_encoder") if kind == "unet" else ("unet",):
-        if not [*(folder / component).glob("*.safetensors"), *(folder / component).glob("*.bin")]:
+    second = [c for c in parts if c == "text_encoder_2"]
+    for component in ("unet", "vae", "text_encoder", *second) if kind == "unet" else ("unet",):
+        if [*(folder / component).glob("*.safetensors")]:
+            continue
+        pickles = sorted((folder / component).glob("*.bin"))
+        if not pickles:
             raise BadModel(f"{folder / component} holds no weights. Copy the whole folder again.")
+        if not allow_pickle:
+            raise BadModel(f"{pickles[0]} is a pickled checkpoint, {PICKLED}")
+
+
+def components(folder: Path) -> dict[str, list[str]]:
+    """Return component -> [library, class] of those that a folder's index takes from diffusers and transformers."""
+    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text())
+    told = {name: value for name, value in index.items() if isinstance(value, list)}
+    return {name: value for name, value in told.items() if value[:1] in (["diffusers"], ["transformers"])}
 
 
 def adapter(folder: Path) -> str:
@@ -201,11 +253,7 @@ def from_file(pipeline: Any, path: Path, config: str | Path | None, **options: A
         raise BadModel(f"{path} lacks some weights of the unet or vae that its configuration asks for.") from error
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
         raise BadModel(f"{path} could not be loaded: {first_line(error).rstrip('.')}. {advice}") from error
-    for name, part in pipe.components.items():
-        # diffusers leaves the missing weights of a text encoder without storage
-        absent = [n for n, p in part.named_parameters() if p.is_meta] if isinstance(part, torch.nn.Module) else []
-        if absent:
-            raise BadModel(f"{path} lacks {len(absent)} weights of its {name} ({absent[0]}...). Copy it again.")
+    check_whole(pipe, path)
     return pipe
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from ..audit import audit
+from ..auditing import audit
 from ..backbones import load
 from ..concept import Concept
 from ..door import erase
@@ -49,27 +50,28 @@ def measure(concepts: Sequence[str], out: Path, progress: Callable[[str], None])
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Plot UA, IRA and seconds against reuse."""
+    """Plot UA, IRA and seconds against reuse, as SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for concept in dict.fromkeys(r["concept"] for r in rows):
-        mine = [r for r in rows if r["concept"] == concept and r["rollouts"] == ROLLOUTS]
-        mine.sort(key=lambda r: r["reuse"])
-        reuse = [r["reuse"] for r in mine]
-        for metric, style in (("ua", "o-"), ("ira", "s--")):
-            value, low, high = (list(v) for v in zip(*(r[metric] for r in mine), strict=True))
-            error = [
-                [v - a for v, a in zip(value, low, strict=True)],
-                [b - v for v, b in zip(value, high, strict=True)],
-            ]
-            axes[0].errorbar(reuse, value, error, fmt=style, capsize=3, label=f"{metric.upper()}, {concept}")
-        axes[1].plot(reuse, [r["seconds"] for r in mine], "o-", label=concept)
-    axes[0].set(xlabel="uses of each latent", ylabel="rate, 95 % interval", ylim=(0, 1.02), xscale="log")
-    axes[1].set(xlabel="uses of each latent", ylabel="seconds of the erasure", xscale="log", ylim=(0, None))
-    for axis in axes:
-        axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-        axis.minorticks_off()
-        axis.legend(fontsize=8)
-    FigureCanvasSVG(figure)
-    figure.savefig(path, metadata={"Date": None})
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "expunge", "text.parse_math": False}):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        axes = figure.subplots(1, 2)
+        for concept in dict.fromkeys(r["concept"] for r in rows):
+            mine = [r for r in rows if r["concept"] == concept and r["rollouts"] == ROLLOUTS]
+            mine.sort(key=lambda r: r["reuse"])
+            reuse = [r["reuse"] for r in mine]
+            for metric, style in (("ua", "o-"), ("ira", "s--")):
+                value, low, high = (list(v) for v in zip(*(r[metric] for r in mine), strict=True))
+                error = [
+                    [v - a for v, a in zip(value, low, strict=True)],
+                    [b - v for v, b in zip(value, high, strict=True)],
+                ]
+                axes[0].errorbar(reuse, value, error, fmt=style, capsize=3, label=f"{metric.upper()}, {concept}")
+            axes[1].plot(reuse, [r["seconds"] for r in mine], "o-", label=concept)
+        axes[0].set(xlabel="uses of each latent", ylabel="rate, 95 % interval", ylim=(0, 1.02), xscale="log")
+        axes[1].set(xlabel="uses of each latent", ylabel="seconds of the erasure", xscale="log", ylim=(0, None))
+        for axis in axes:
+            axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+            axis.minorticks_off()
+            axis.legend(fontsize=8)
+        FigureCanvasSVG(figure)
+        figure.savefig(path, metadata={"Date": None})

@@ -15,12 +15,13 @@ from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Any
 
-from ..audit import audit
+from ..auditing import audit
 from ..concept import Concept
 from ..door import erase
 from ..errors import BadRun, ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported
 from ..judges.panel import Panel
 from ..kernel.model import Model
+from ..methods.fewshot import FewShot
 from ..protocols import Protocol, protocol
 from ..records import CARD, SCORES, Run, Score
 from ..storage import write_atomic, write_json
@@ -28,6 +29,7 @@ from ..storage import write_atomic, write_json
 RULES = protocol("emoji-v1")
 SHORT = replace(RULES, id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
 PICTURES = 64  # drawn of the target, and to retain, for methods that learn from pictures
+FEW = 4  # for the method whose paper asks for four; drawing them is a part of its seconds
 REFUSED = "refused.json"
 MEASURES = "measures.json"
 FOUND = (CARD, SCORES, MEASURES, REFUSED)  # what a cell has found
@@ -45,6 +47,13 @@ def settings_of(method: Any) -> dict[str, Any]:
     return plain
 
 
+def drawn(method: Any) -> int:
+    """Return how many pictures a method is drawn to learn from, of each set; 0 where it learns from none."""
+    if not method.needs.images:
+        return 0
+    return FEW if isinstance(method, FewShot) else PICTURES
+
+
 def scores_of(folder: Path, rules: Protocol = RULES) -> dict[str, Score]:
     """Return metric -> score of a cell; nothing before its audit is whole, or where the method refused."""
     if (folder / REFUSED).is_file():
@@ -60,7 +69,9 @@ def finished(folder: Path, method: Any, base_hash: str, rules: Protocol = RULES)
         made = Run(folder).card.to_json()
     else:
         return False
-    return bool(made["base_hash"] == base_hash and made["settings"] == settings_of(method))
+    # reasons of an earlier version do not say how many pictures were drawn
+    shown = made.get("make_images", drawn(method)) == drawn(method)
+    return bool(shown and made["base_hash"] == base_hash and made["settings"] == settings_of(method))
 
 
 @contextmanager
@@ -85,15 +96,11 @@ def fill(
     *,
     rules: Protocol = RULES,
     seed: int = 0,
-    pictures: int = PICTURES,
 ) -> None:
     """Erase a concept and audit it, or go on with that; a refusal is a result and is written down."""
 
     def attempt() -> None:
-        erase(
-            model, concept, method, seed=seed, out=folder, resume=True,
-            make_images=pictures if method.needs.images else 0,
-        )  # fmt: skip
+        erase(model, concept, method, seed=seed, out=folder, resume=True, make_images=drawn(method))
         audit(folder, rules, model=model, panel=panel)
 
     try:
@@ -103,7 +110,12 @@ def fill(
             shutil.rmtree(folder)  # of another model, or of other settings
             attempt()
     except REFUSALS as error:
-        about = {"error": str(error), "base_hash": model.hash, "settings": settings_of(method)}
+        about = {
+            "error": str(error),
+            "base_hash": model.hash,
+            "settings": settings_of(method),
+            "make_images": drawn(method),
+        }
         write_json(folder / REFUSED, about)
 
 

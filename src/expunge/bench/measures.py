@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -17,23 +18,24 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..audit import base_pictures, draw
+from ..auditing import base_pictures, draw
 from ..concept import Concept
 from ..door import erase
-from ..edits import Edit, WeightEdit, load_edit
+from ..edits import Edit, GatedEdit, WeightEdit, load_edit
 from ..edits.io import parameters
 from ..judges.panel import Panel
 from ..kernel.model import Model
 from ..kernel.saliency import smallest
-from ..methods.fewshot import FewShot
-from ..protocols import PictureSpec
-from ..records import Json, Run
-from .cells import MEASURES, PICTURES, SEED, SHORT, scores_of
+from ..protocols import PictureSpec, shuffled
+from ..records import EDIT, Json, Run
+from ..zoo.emoji.world import BENCH_TARGETS, world
+from .cells import MEASURES, REFUSED, SEED, SHORT, drawn, scores_of
 
 KEPT = 24  # retained pictures that are drawn again where an audit's scores do not suffice
-FEW = 8  # pictures for the method that asks for a few; drawing them is a part of its seconds
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the time axis, where the unconditional score is looked at
 SHARE = 0.1  # of each tensor: SaRA's smallest weights, and what pruning takes
+# objects whose membranes are composed: the first of a shuffled order, bench targets left out, as in uce.py
+JOINED = tuple(o for o in shuffled(world().objects) if o not in BENCH_TARGETS)[:20]
 
 
 class Cell(NamedTuple):
@@ -75,11 +77,6 @@ class Scene:
         """What is erased."""
         return Concept(self.cell.target, kind="object")
 
-    @property
-    def pictures(self) -> int:
-        """How many pictures to learn from are drawn, of each set."""
-        return FEW if isinstance(self.cell.method, FewShot) else PICTURES
-
     def specs(self) -> tuple[list[PictureSpec], list[PictureSpec]]:
         """Return the protocol's target pictures, and some retained ones."""
         found = SHORT.pictures(self.model.world, self.cell.target, "object")
@@ -98,14 +95,14 @@ def identical(scene: Scene) -> dict[str, float]:
     """Share of retained pictures that edit and base draw alike, to the last bit."""
     _, kept = scene.specs()
 
-    def drawn(model: Model) -> Tensor:
+    def made(model: Model) -> Tensor:
         return model.generate(
             [s.prompt for s in kept], seeds=[s.seed for s in kept], steps=SHORT.steps, guidance=SHORT.guidance
         )
 
-    base = drawn(scene.model)
+    base = made(scene.model)
     with load_edit(scene.folder).on(scene.model) as model:
-        same = [torch.equal(a, b) for a, b in zip(base, drawn(model), strict=True)]
+        same = [torch.equal(a, b) for a, b in zip(base, made(model), strict=True)]
     return {"identical": fmean(same)}
 
 
@@ -149,8 +146,7 @@ def updates(scene: Scene) -> dict[str, float]:
 
     hook = register_optimizer_step_post_hook(count)
     try:
-        drawn = scene.pictures if method.needs.images else 0
-        erase(scene.model, scene.concept, method, seed=scene.cell.seed, make_images=drawn)
+        erase(scene.model, scene.concept, method, seed=scene.cell.seed, make_images=drawn(method))
     finally:
         hook.remove()
     return {"updates": float(n[0])}
@@ -178,12 +174,51 @@ def pruned(values: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
 
 def readings(scene: Scene, specs: Sequence[PictureSpec]) -> list[str | None]:
     """Return the object that the scoring judge sees in each picture of the model as it is now."""
+    return read(scene, draw(scene.model, SHORT, specs, lambda _: None))
+
+
+def read(scene: Scene, images: Tensor) -> list[str | None]:
+    """Return the object that the scoring judge sees in each picture (n, 3, h, w)."""
     assert scene.panel is not None
     judge = scene.panel.scorer
-    seen = judge.read(draw(scene.model, SHORT, specs, lambda _: None)).object.tolist()
-    return [judge.objects[i] if i >= 0 else None for i in seen]
+    return [judge.objects[i] if i >= 0 else None for i in judge.read(images).object.tolist()]
 
 
+def composing(scene: Scene) -> dict[str, float]:
+    """What a membrane's UA becomes among those of all JOINED objects, and how other objects are read then.
+
+    Pictures of the others are shared out: each of the objects' cells draws some of them.
+    """
+    cells = [scene.cell._replace(target=name) for name in JOINED]
+    folders = {cell: scene.folder.parent / cell.folder(Path()).name for cell in cells}
+    edit = GatedEdit.joined([membrane(scene.model, *at) for at in folders.items() if not (at[1] / REFUSED).is_file()])
+    aimed, _ = scene.specs()
+    others = [s for s in SHORT.pictures(scene.model.world, JOINED, "object") if s.role != "target"]
+    others = others[JOINED.index(scene.cell.target) :: len(JOINED)]
+    base = read(scene, base_pictures(scene.model, SHORT, others, lambda *_: None))
+    with edit.on(scene.model):
+        seen = readings(scene, [*aimed, *others])
+    ua = fmean(r not in (None, s.object) for s, r in zip(aimed, seen, strict=False))
+    before, after = (fmean(r == s.object for s, r in zip(others, x, strict=True)) for x in (base, seen[len(aimed) :]))
+    lost = (scores_of(scene.folder, SHORT)["ua"].value or 0.0) - ua
+    return {"ua composed": ua, "ua lost by composing": lost, "others composed": after, "others of the base": before}
+
+
+def membrane(model: Model, cell: Cell, folder: Path) -> GatedEdit:
+    """Return a cell's edit; where it lies on another machine, or is being made, the same is made here."""
+    edit = load_edit(folder) if (folder / EDIT).is_file() else remade(model, cell)
+    assert isinstance(edit, GatedEdit)
+    return edit
+
+
+@cache
+def remade(model: Model, cell: Cell) -> Edit:
+    """Return a cell's edit, made once in this process."""
+    return erase(model, Concept(cell.target, kind="object"), cell.method, seed=cell.seed)
+
+
+# found from the edits of other cells, so when these are there
+COMPOSED = ("ua composed", "ua lost by composing", "others composed", "others of the base")
 # measure -> what finds it, and maybe others on the way; all other measures are read from the audit
 FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
     "identical": identical,
@@ -191,6 +226,7 @@ FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
     "null change": null_change,
     "updates": updates,
     **dict.fromkeys(("ua pruned", "ua lost by pruning", "accuracy of the pruned base"), pruning),
+    **dict.fromkeys(COMPOSED, composing),
 }
 
 

@@ -19,7 +19,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from ..audit import audit
+from ..auditing import audit
 from ..concept import Concept, Targets
 from ..door import erase
 from ..edits import Edit, generator_of

@@ -41,9 +41,10 @@ def resident() -> float:
 
 def plain(model: Model, method: str, updates: int) -> int:
     """Run the papers' loop; returns samples seen."""
-    net, old = model.denoiser.module, copy.deepcopy(model.denoiser.module)
+    net = model.denoiser.module
+    # ESD's untouched original, or SDD's average of the student, which draws the rollouts
+    second = copy.deepcopy(net)
     net.requires_grad_(True)
-    average = copy.deepcopy(net) if method == "sdd" else None
     weights = [p for n, p in net.named_parameters() if "attn2" in n]
     opt = torch.optim.Adam(weights, lr=1e-5)
     d, c, null = model.denoiser, model.encode(f"an emoji of {CONCEPT}"), model.encode("")
@@ -52,7 +53,7 @@ def plain(model: Model, method: str, updates: int) -> int:
     for _ in range(updates):
         stop = int(torch.randint(50, (1,), generator=g))
         x = torch.randn(1, *d.shape, generator=g)
-        sampler = average if average is not None else net
+        sampler = second if method == "sdd" else net
         with torch.no_grad():
             for i in range(stop):
                 t, s = times[i].expand(1), times[i + 1].expand(1)
@@ -64,16 +65,16 @@ def plain(model: Model, method: str, updates: int) -> int:
                 x = a * x0 + b * eps
             t = times[stop].expand(1)
             if method == "esd":
-                e_c, e_0 = d.call(old, x, t, c), d.call(old, x, t, null)
+                e_c, e_0 = d.call(second, x, t, c), d.call(second, x, t, null)
                 target = e_0 - (e_c - e_0)
             else:
                 target = d.call(net, x, t, null)
         F.mse_loss(d.call(net, x, t, c), target).backward()  # type: ignore[no-untyped-call]
         opt.step()
         opt.zero_grad()
-        if average is not None:
+        if method == "sdd":
             with torch.no_grad():
-                for p, q in zip(average.parameters(), net.parameters(), strict=True):
+                for p, q in zip(second.parameters(), net.parameters(), strict=True):
                     p.lerp_(q, 0.001)
     return updates
 

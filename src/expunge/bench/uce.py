@@ -1,4 +1,4 @@
-"""UCE, its two layers, and TUCE on many concepts at once: seconds, and what becomes of the erased and of the rest.
+"""UCE (readers, tokens), RECE, SPEED and TUCE on many concepts at once: seconds, and what becomes of all objects.
 
 The erased ones are the first n objects of the world in a fixed shuffled order, bench targets left out. Scoring:
 protocol `emoji-v1`'s judge, sampler and prompts; 64 pictures of erased objects and 96 of retained ones a count.
@@ -21,6 +21,8 @@ from ..errors import SettingError
 from ..judges.classifier import load_judge
 from ..kernel.model import Model
 from ..methods.base import Method
+from ..methods.rece import RECE
+from ..methods.speed import SPEED
 from ..methods.tuce import TUCE
 from ..methods.uce import UCE
 from ..metrics.rates import wilson
@@ -30,7 +32,7 @@ from ..zoo.emoji.world import BENCH_TARGETS, STYLES, WEIGHTS, world
 from .measures import label
 
 RULES = protocol("emoji-v1")
-METHODS = (UCE(), UCE(reads="tokens"), TUCE())
+METHODS = (UCE(), UCE(reads="tokens"), RECE(), SPEED(), TUCE())
 SPARED = 8  # objects left to retain
 ERASED, RETAINED = 64, 96  # pictures of each
 

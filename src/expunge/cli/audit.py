@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Device, resolve
+from .options import AsJson, Device, Protocol, resolve
 
 GATE_FAILED = 3
 
@@ -16,7 +16,7 @@ GATE_FAILED = 3
 def audit(
     *,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of an erasure, or of a distillation.")],
-    protocol: Annotated[str, typer.Option(help="One of `expunge protocols`; default: that of the model's world.")] = "",
+    protocol: Protocol = "",
     gate: Annotated[str, typer.Option(help="Rules such as ua>=0.95,ira>=0.95; exit code 3 when one fails.")] = "",
     device: Device = "auto",
     as_json: AsJson = False,
@@ -30,7 +30,7 @@ def audit(
     opened.edit_path  # noqa: B018 (raises before any long work when the run holds no edit)
     target = resolve(device)
     from .. import terminal
-    from ..audit import audit as prove
+    from ..auditing import audit as prove
 
     with terminal.bars() as tick:
         scores = prove(run, protocol or None, device=target, progress=tick)

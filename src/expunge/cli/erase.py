@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ..concept import Concept, World
     from ..edits import Edit
 
+DEMO_PICTURES = 64  # drawn of the concept, and to retain, for a method that learns from pictures
+
 
 def erase(
     *,
@@ -84,13 +86,16 @@ def demo(
 ) -> None:
     """Erase a concept from the shipped model, prove it, and write a report: the main job, start to end."""
     from .. import terminal
-    from ..audit import audit as prove
+    from ..auditing import audit as prove
     from ..records import Run
     from ..report import build as write
     from ..storage import write_atomic
 
     terminal.say("Plan: erase, then audit against the untouched model, then report; about 3 minutes on two cores.")
-    _erase("emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume)
+    _erase(
+        "emoji", [concept], method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
+        make_images=None,
+    )  # fmt: skip
     with terminal.bars() as tick:
         scores = prove(out, device=resolve(device), progress=tick)
     run, page = Run.open(out), out / "report.html"
@@ -111,11 +116,11 @@ def _erase(
     resume: bool,
     recipe: Path | None = None,
     kind: str = "",
-    make_images: int = 0,
+    make_images: int | None = 0,
     details: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Edit:
-    """Check what can be checked at once, then load, then erase with a bar."""
+    """Check what can be checked at once, then load, then erase with a bar; `make_images` None: as a demo needs."""
     from .. import flags, terminal
     from ..methods import METHODS, get
     from ..records import need_empty
@@ -130,6 +135,9 @@ def _erase(
         need_empty(out)
     target = resolve(device)
     built = flags.build(get(name), given)
+    if make_images is None:
+        # the door refuses pictures that nobody would look at
+        make_images = DEMO_PICTURES if built.needs.images or built.needs.retained else 0
     from ..backbones import load
     from ..door import erase as through
 

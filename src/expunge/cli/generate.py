@@ -41,8 +41,10 @@ def generate(
 
     from .. import gate, terminal
     from ..records import need_empty
+    from ..storage import sweep
 
     numbers = gate.seeds(seeds)
+    sweep(out)
     need_empty(out)
     target = resolve(device)
     from .. import sheet, tokens
@@ -51,33 +53,34 @@ def generate(
 
     applied = load_edit(edit) if edit else None
     base = load(model, device=target, allow_pickle=allow_pickle, config=config)
-    _warn_cut(base, prompt)
+    _warn_cut(base, prompt, "prompt")
     prompts = [p for p in prompt for _ in numbers]
     with (
         applied.on(base) if applied else nullcontext(base) as ready,
         tokens.readable(ready, negative) as avoided,
-        terminal.bars() as tick,
     ):
         _need_guidance(ready, guidance, negative)
-        images = ready.generate(
-            prompts,
-            seeds=list(numbers) * len(prompt),
-            steps=steps,
-            guidance=guidance,
-            negative=avoided,
-            progress=terminal.counter(tick, "drawing", len(prompts)),
-        )
+        _warn_cut(ready, [avoided] if avoided else [], "negative prompt")
+        with terminal.bars() as tick:
+            images = ready.generate(
+                prompts,
+                seeds=list(numbers) * len(prompt),
+                steps=steps,
+                guidance=guidance,
+                negative=avoided,
+                progress=terminal.counter(tick, "drawing", len(prompts)),
+            )
     sheet.save(out, images, prompts, list(numbers) * len(prompt), columns=min(8, len(numbers)))
     typer.echo(f"Pictures: {len(images)} in {out}, all on {out / 'sheet.png'}")
 
 
-def _warn_cut(model: Model, prompts: Sequence[str]) -> None:
+def _warn_cut(model: Model, prompts: Sequence[str], kind: str) -> None:
     """Warn of prompts that are longer than the text encoder's window."""
     from ..errors import PromptCut
 
     for prompt, lost in model.clipped(list(dict.fromkeys(prompts))):
         warnings.warn(
-            f"the prompt {prompt!r} is longer than the text encoder's window: the model does not see {lost!r}.",
+            f"the {kind} {prompt!r} is longer than the text encoder's window: the model does not see {lost!r}.",
             PromptCut,
             stacklevel=3,
         )

@@ -28,6 +28,12 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="A method's setting, key=value; repeatable.", autocompletion=complete.settings),
 ]
+Protocol = Annotated[
+    str,
+    typer.Option(
+        help="One of `expunge protocols`; default: that of the model's world.", autocompletion=complete.protocols
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same edit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=lambda: list(DEVICES))]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]

@@ -2,8 +2,9 @@
 
     c_a = argmax_c D(c),   D(c) = || e_theta(x_t, t, c) - e(x_t, t, c) ||^2                           (arXiv:2410.15618)
 
-One adversary a concept, each among that concept's own candidates: by comparing all of them, by ascending the logits of
-a Gumbel-softmax over them, or by ascending from one of them through the space of encodings.
+in the space that the term which holds c_a is measured in. One adversary a concept, each among that concept's own
+candidates: by comparing all of them, by ascending the logits of a Gumbel-softmax over them, or by ascending from one of
+them through the space of encodings.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from .condition import Condition
 from .denoiser import Denoiser
 from .descent import Descent
-from .terms import errors
+from .terms import Space, errors, scale
 
 Search = Literal["exact", "gumbel", "pgd"]
 TOGETHER = 32  # samples in one call of the network while candidates are compared
@@ -46,19 +47,20 @@ class Adversary(Protocol):
 
 
 @torch.no_grad()
-def changes(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+def changes(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition, space: Space = "native") -> Tensor:
     """Return D of every condition (m,), all on the same latents (b, ...): their differences are the conditions'."""
-    b, found = len(x_t), []
+    b, found, weights = len(x_t), [], scale(denoiser, t, space)
     size = max(1, TOGETHER // b)
     for start in range(0, len(c), size):
         part = c[start : start + size]
         x, s = x_t.repeat(len(part), *(1,) * (x_t.ndim - 1)), t.repeat(len(part))
         each = part[torch.arange(len(part), device=x_t.device).repeat_interleave(b)]
-        found.append(errors(denoiser(x, s, each), denoiser.teacher(x, s, each)).view(-1, b).mean(1))
+        changed = errors(denoiser(x, s, each), denoiser.teacher(x, s, each)).view(-1, b)
+        found.append((weights * changed).mean(1))
     return torch.cat(found)
 
 
-def ascent(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+def ascent(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition, space: Space = "native") -> Tensor:
     """Return the gradient of D by the tokens of one condition, (1, n, d).
 
     Trained and original network both depend on c, `dD/dc = 2 (J_theta - J)^T (e_theta - e) / size`, and share one
@@ -67,7 +69,8 @@ def ascent(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
     student = denoiser.student
     assert student is not None, "an adversary is sought while something is trained"
     with torch.no_grad():
-        residual = 2 * (denoiser(x_t, t, c) - denoiser.teacher(x_t, t, c)) / x_t.numel()
+        weights = scale(denoiser, t, space).to(x_t).view(-1, *(1,) * (x_t.ndim - 1))
+        residual = 2 * weights * (denoiser(x_t, t, c) - denoiser.teacher(x_t, t, c)) / x_t.numel()
 
     def pulled() -> Tensor:
         tokens = c.tokens.detach().requires_grad_()
@@ -85,12 +88,13 @@ def ascent(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
 class Exact:
     """Compares all candidates."""
 
-    def __init__(self, denoiser: Denoiser, candidates: Sequence[Condition]) -> None:
+    def __init__(self, denoiser: Denoiser, candidates: Sequence[Condition], space: Space) -> None:
         self.denoiser, self.candidates, self.index = denoiser, candidates, [0] * len(candidates)
+        self.space = space
 
     def search(self, i: int, x_t: Tensor, t: Tensor) -> None:
         """See `Adversary`."""
-        self.index[i] = int(changes(self.denoiser, x_t, t, self.candidates[i]).argmax())
+        self.index[i] = int(changes(self.denoiser, x_t, t, self.candidates[i], self.space).argmax())
 
     def condition(self, i: int) -> Condition:
         """See `Adversary`."""
@@ -115,6 +119,7 @@ class Gumbel:
         lr: Adam's learning rate for the logits.
         tau: temperature of the softmax.
         steps: ascent steps a search.
+        space: of D.
     """
 
     def __init__(
@@ -126,9 +131,10 @@ class Gumbel:
         lr: float,
         tau: float,
         steps: int,
+        space: Space,
     ) -> None:
         self.denoiser, self.candidates, self.index = denoiser, candidates, [0] * len(candidates)
-        self.generator, self.tau, self.steps = generator, tau, steps
+        self.generator, self.tau, self.steps, self.space = generator, tau, steps, space
         self.logits = {str(i): nn.Parameter(torch.zeros(len(c))) for i, c in enumerate(candidates)}
         self.opt = Descent(self.logits, lr)
 
@@ -139,7 +145,7 @@ class Gumbel:
             noise = -torch.empty(len(own)).exponential_(generator=self.generator).log()
             share = ((logits + noise) / self.tau).softmax(0)
             self.index[i] = int(share.argmax())
-            pull = ascent(self.denoiser, x_t, t, self.condition(i))
+            pull = ascent(self.denoiser, x_t, t, self.condition(i), self.space)
             # forward the word drawn, backward the mixture: dD/dlogits = dD/dc . dc/dshare . dshare/dlogits
             gain = own.tokens.flatten(1).float() @ pull.flatten().float()
             self.opt.step(adversary=-(share @ gain.to(share.device)))
@@ -171,13 +177,21 @@ class Ascent:
         generator: of every draw, on the CPU.
         lr: length of a step, relative to the encoding's norm; all steps of a search stay within their sum.
         steps: ascent steps a search.
+        space: of D.
     """
 
     def __init__(
-        self, denoiser: Denoiser, candidates: Sequence[Condition], generator: torch.Generator, *, lr: float, steps: int
+        self,
+        denoiser: Denoiser,
+        candidates: Sequence[Condition],
+        generator: torch.Generator,
+        *,
+        lr: float,
+        steps: int,
+        space: Space,
     ) -> None:
         self.denoiser, self.candidates, self.index = denoiser, candidates, [0] * len(candidates)
-        self.generator, self.lr, self.steps = generator, lr, steps
+        self.generator, self.lr, self.steps, self.space = generator, lr, steps, space
         self.tokens = [c.tokens[:1] for c in candidates]
 
     def search(self, i: int, x_t: Tensor, t: Tensor) -> None:
@@ -186,7 +200,7 @@ class Ascent:
         start = self.candidates[i].tokens[j : j + 1]
         self.tokens[i], length = start, self.lr * start.norm()
         for _ in range(self.steps):
-            pull = ascent(self.denoiser, x_t, t, self.condition(i))
+            pull = ascent(self.denoiser, x_t, t, self.condition(i), self.space)
             # where training has changed nothing there is no direction
             self.tokens[i] = self.tokens[i] + length * pull / pull.norm().clamp(min=torch.finfo(pull.dtype).tiny)
 
@@ -214,10 +228,11 @@ def adversary(
     lr: float,
     tau: float,
     steps: int,
+    space: Space = "native",
 ) -> Adversary:
     """Return the adversary that searches in one of three ways; see `Exact`, `Gumbel`, `Ascent` for what each uses."""
     if search == "exact":
-        return Exact(denoiser, candidates)
+        return Exact(denoiser, candidates, space)
     if search == "gumbel":
-        return Gumbel(denoiser, candidates, generator, lr=lr, tau=tau, steps=steps)
-    return Ascent(denoiser, candidates, generator, lr=lr, steps=steps)
+        return Gumbel(denoiser, candidates, generator, lr=lr, tau=tau, steps=steps, space=space)
+    return Ascent(denoiser, candidates, generator, lr=lr, steps=steps, space=space)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
 from torch import Tensor, nn
 
+from .state import State
+from .student import Student
+
 Weights = Mapping[str, nn.Parameter]
+Rate = Annotated[float, Gt(0), Le(1)] | Literal["auto"]
+RELATIVE = 0.01  # of the weights' root mean square: the longest step of Adafactor (arXiv:1804.04235, section 8)
+GENTLE = 0.003  # for methods that move the whole network: there that step costs what is retained (docs/dev/log.md)
 
 
 class Descent:
@@ -71,6 +78,14 @@ class Descent:
         full = self.adam.state_dict()
         full["state"] = {i: state[name] for i, name in enumerate(self.weights) if name in state}
         self.adam.load_state_dict(full)
+
+
+def rate(lr: Rate, student: Student, state: State, relative: float = RELATIVE) -> float:
+    """Return Adam's learning rate; "auto" is in proportion to the student's weights, and the run's card tells it.
+
+    Adam moves each weight by about its learning rate an update, and weights differ in size from network to network.
+    """
+    return lr if lr != "auto" else state.chosen.setdefault("lr", relative * student.rms)
 
 
 def mse(a: Tensor, b: Tensor) -> Tensor:

@@ -113,12 +113,13 @@ class State:
         self.measured = None
         return found
 
-    def steps(self, n: int, *, probed: bool = True) -> Iterator[int]:
+    def steps(self, n: int, *, probed: bool = True, first: int = 0) -> Iterator[int]:
         """Yield the indices of the updates still to do, of n.
 
         Args:
             n: updates in all; a probe can end them early.
             probed: whether the probe looks by itself; a method that searches asks it by `enough`.
+            first: the first that changes anything: those before it gather what to change, and are not looked at.
         """
         if self.index >= 0:
             # a fit may draw while it builds its objects, before the first update
@@ -126,7 +127,7 @@ class State:
         every = self.probe.every if self.probe and probed else n
         for i in range(self.index + 1, n):
             # before an update and not after one: a fit that is resumed here looks again, as the undisturbed one did
-            if i and i % every == 0 and self.enough():
+            if i > first and (i - first) % every == 0 and self.enough():
                 return
             self.index = i
             yield i

@@ -37,16 +37,21 @@ def errors(a: Tensor, b: Tensor) -> Tensor:
     return (a.float() - b.float()).square().flatten(1).mean(1)
 
 
-def distance(denoiser: Denoiser, x_t: Tensor, t: Tensor, a: Tensor, b: Tensor, space: Space) -> Tensor:
-    """Return the mean squared difference of two native predictions, as they are or as the clean latents they mean.
+def distance(denoiser: Denoiser, t: Tensor, a: Tensor, b: Tensor, space: Space) -> Tensor:
+    """Return the mean squared difference of two native predictions for times (b,), as they are or as clean latents.
 
     In x0 times are weighted by the square of noise over signal, (sigma / alpha)^2, where the network predicts eps.
     """
+    return mse(a, b) if space == "native" else (scale(denoiser, t, space) * errors(a, b)).mean()
+
+
+def scale(denoiser: Denoiser, t: Tensor, space: Space) -> Tensor:
+    """Return by how much a squared difference of native predictions at times (b,) counts in a space, (b,)."""
+    one = torch.ones(len(t), device=t.device)
     if space == "native":
-        return mse(a, b)
-    alpha, sigma = denoiser.path.levels(t, x_t)
-    x0_a, x0_b = (x0_and_eps(denoiser.kind, x_t, out, alpha, sigma)[0] for out in (a, b))
-    return mse(x0_a, x0_b)
+        return one
+    # x0 is linear in the prediction, so that x_t drops out of differences
+    return x0_and_eps(denoiser.kind, torch.zeros_like(one), one, *denoiser.path.levels(t, one))[0].square()
 
 
 def is_late(denoiser: Denoiser, t: Tensor, split: float) -> Tensor:

@@ -32,12 +32,12 @@ from annotated_types import Ge, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import Descent, Rate, mse, rate
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.terms import held, some
 from ..papers import Paper
-from .base import Needs, Rate, conditions, kept, rate, sizes
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)

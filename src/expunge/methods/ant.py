@@ -21,7 +21,10 @@ Differs     the authors' code for one concept computes L_null without gradient, 
             gradients, of a network that steps at lr 1e-2 meanwhile. Here L_null is alive, the noisy phase is early, and
             maps of the untouched network keep the largest. Its 0/1 masks of half the weights intersect in whatever
             density remains; the minimum over maps is an intersection whose threshold gives `density`. For many concepts
-            it trains low-rank updates and fuses them in MACE's closed form; here one group is trained for all
+            it trains low-rank updates by guided predictions (scale 7.5, which makes the same target and a loss 56 times
+            as large) and fuses them in MACE's closed form; here one group is trained for all, by plain ones. Latents
+            are 39 to 58 timesteps cleaner than the t that the network is told, for many concepts 19; here each has its
+            own
 Reference   Li et al., Set You Straight: Auto-Steering Denoising Trajectories to Sidestep Unwanted Concepts, ACM
             Multimedia 2025. arXiv:2504.12782
 """
@@ -37,13 +40,13 @@ from annotated_types import Ge, Gt, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent
+from ..kernel.descent import Descent, Rate, rate
 from ..kernel.model import Model
 from ..kernel.salient import Salient
 from ..kernel.state import State, Step
 from ..kernel.terms import errors, held, is_late, over, some
 from ..papers import Paper
-from .base import Needs, Rate, conditions, kept, rate, sizes
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class ANT:
     anchor: Annotated[float, Ge(0), Le(100), "beta: weight of the unconditional anchors"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
     lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
@@ -96,7 +99,7 @@ class ANT:
             ),
         )  # fmt: skip
         maps = self.maps if self.density < 1 else 0
-        for i in state.steps(maps + self.steps):
+        for i in state.steps(maps + self.steps, first=maps):
             x_t, t, k = bank.draw()
             late, e_c, e_0 = is_late(e_theta, t, self.split), e(x_t, t, c[k]), e(x_t, t, null)
             out, reversed_ = e_theta(x_t, t, c[k]), e(x_t, t, a[k]) - self.eta * (e_c - e_0)

@@ -40,14 +40,14 @@ from ..errors import SettingError
 from ..kernel.adversary import Search, adversary
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent
+from ..kernel.descent import Descent, Rate, rate
 from ..kernel.model import Model
 from ..kernel.neighbours import encoded, nearest, thinned
 from ..kernel.state import State, Step
 from ..kernel.terms import Space, distance, held, some
 from ..papers import Paper
 from ..vocabulary import instead, vocabulary
-from .base import File, Needs, Rate, conditions, kept, rate, sizes
+from .base import File, Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class AP:
     space: Annotated[Space, "space of the losses: native, the network's own output, or x0"] = "native"
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling"] = 3.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
     lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
@@ -105,8 +105,9 @@ class AP:
         bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
         others = state.keep("others", trajectories(Condition.cat(candidates), sizes=[len(own) for own in words]))
         search = adversary(
-            self.adversary, e_theta, candidates, state.generator, lr=self.search_lr, tau=self.tau, steps=self.ascent
-        )
+            self.adversary, e_theta, candidates, state.generator,
+            lr=self.search_lr, tau=self.tau, steps=self.ascent, space=self.space,
+        )  # fmt: skip
         foe = state.keep("adversary", search)
         apart = partial(distance, e_theta, space=self.space)
         for i in state.steps(self.steps):
@@ -121,8 +122,8 @@ class AP:
             else:
                 e_a, e_0 = e(x_t, t, a[k]), e(x_t, t, null)
             target = e_a - self.eta * (e(x_t, t, c[k]) - e_0)
-            terms = {"erase": apart(x_t, t, e_theta(x_t, t, c[k]), target)}
-            terms["adversary"] = self.adversarial * apart(z_t, s, e_theta(z_t, s, c_a), e(z_t, s, c_a))
+            terms = {"erase": apart(t, e_theta(x_t, t, c[k]), target)}
+            terms["adversary"] = self.adversarial * apart(s, e_theta(z_t, s, c_a), e(z_t, s, c_a))
             if keep is not None and self.preserve:
                 terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
             yield Step(i, self.steps, opt.step(**terms))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Protocol
 
 import torch
-from annotated_types import Gt, Le
 from torch import Tensor
 
 from ..concept import Targets
@@ -18,12 +17,9 @@ from ..kernel.condition import Condition
 from ..kernel.model import Model
 from ..kernel.neighbours import thinned
 from ..kernel.state import State, Step
-from ..kernel.student import Student
 from ..papers import Paper
 
 Anchorless = Literal["blank", "empty"]
-Rate = Annotated[float, Gt(0), Le(1)] | Literal["auto"]
-RELATIVE = 0.01  # of the weights' root mean square: the longest step of Adafactor (arXiv:1804.04235, section 8)
 FILE = object()
 File = Annotated[str, FILE]  # a setting that names a file to learn from: what the file holds is then part of the run
 
@@ -64,14 +60,6 @@ class Method(Protocol):
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Yield a Step an update and return the Edit."""
-
-
-def rate(lr: Rate, student: Student, state: State) -> float:
-    """Return Adam's learning rate; "auto" is in proportion to the student's weights, and the run's card tells it.
-
-    Adam moves each weight by about its learning rate an update, and weights differ in size from network to network.
-    """
-    return lr if lr != "auto" else state.chosen.setdefault("lr", RELATIVE * student.rms)
 
 
 def conditions(model: Model, targets: Sequence[Targets]) -> tuple[Condition, Condition]:
@@ -136,12 +124,17 @@ def readings(
         long, short = (model.text.lengths(side) if model.text else [0] * len(side) for side in pair)
         x, y = matched(told, wanted, long, short)
         if not len(x):
-            raise ConceptError(
-                f"the text encoder of {model.name!r} reads prompts of {target.concept.name!r} as it reads them without "
-                "it: the word says nothing to it. Give another name, or synonyms."
-            )
+            raise unheard(model, target)
         pairs.append((x, y))
     return torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])
+
+
+def unheard(model: Model, target: Targets) -> ConceptError:
+    """Return the refusal of a concept that a model's prompts do not tell."""
+    return ConceptError(
+        f"the text encoder of {model.name!r} reads prompts of {target.concept.name!r} as it reads them without it: the "
+        "word says nothing to it. Give another name, or synonyms."
+    )
 
 
 def readers(model: Model) -> dict[str, Tensor]:

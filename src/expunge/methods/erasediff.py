@@ -18,7 +18,9 @@ Limits      lambda is exact for the gradient, and Adam rescales the step; what n
             an anchor included; with the noise target the concept's prompts draw no picture at all
 Differs     the released code divides by |grad L_f| |grad L_r| in lambda (multiplier="cosine"), or fixes lambda; spends
             most updates on an inner loop for min_phi, a constant of the outer loss, which has no gradient and is left
-            out here; and starts its loader afresh at every update, so that only the first batch is forgotten
+            out here; for text-to-image undoes it inside the loop over K, with all outer updates so far; and starts its
+            loader afresh at every update, so that only the first batch is forgotten. Its DDPM keeps an average of the
+            weights (0.99) and clips the gradient at norm 1, and its noise target was also the noise that formed x_t
 Reference   Wu et al., Erasing Undesirable Influence in Diffusion Models, CVPR 2025. arXiv:2401.05779
 """
 
@@ -34,14 +36,14 @@ from torch import Tensor
 
 from ..concept import Targets
 from ..edits import Edit, of
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import GENTLE, Descent, Rate, mse, rate
 from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.path import x0_and_eps
 from ..kernel.saliency import gradient
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs, Rate, rate
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ class EraseDiff:
     target: Annotated[Literal["relabel", "noise"], "what the concept becomes: relabel (c_m) or noise"] = "relabel"
     multiplier: Annotated[Literal["ratio", "cosine"], "lambda of the paper (ratio) or of its code (cosine)"] = "ratio"
     eta: Annotated[float, Ge(0), Le(100), "how much the forgetting loss must fall, eta"] = 0.1
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
+    lr: Annotated[Rate, "Adam's learning rate; auto: 0.3 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -71,7 +73,7 @@ class EraseDiff:
         """Train the group; yields a Step an update, returns the edit."""
         e_theta = model.denoiser
         student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state, GENTLE)))
         seen = Lessons(model, targets, state, self.batch)
 
         def forget() -> Tensor:

@@ -17,7 +17,9 @@ Erases      styles and names with group="cross-attention" (ESD-x); objects, nudi
 Limits      neighbours of the concept drift unless they are kept; prompt and fine-tuning attacks can bring it back
 Differs     the authors' first code takes latents that are 39 to 58 timesteps cleaner than the t it tells the network;
             here each has its own. Their second takes them from the original network, and its target begins at
-            e(x_t, t, c), so that its eta is ours plus 1: the 1 that it has for SDXL is our 0. `preserve` is ours
+            e(x_t, t, c), so that its eta is ours plus 1: the 1 that it has for SDXL is our 0. `preserve` is ours.
+            SaRA has one bound for the weights of all tensors, here each has a share of its own; the nuclear norm that
+            SaRA adds to the loss, in whose code it never reaches what is trained, is left out
 Reference   Gandikota et al., Erasing Concepts from Diffusion Models, ICCV 2023. arXiv:2303.07345
 """
 
@@ -32,13 +34,13 @@ from annotated_types import Ge, Gt, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import Descent, Rate, mse, rate
 from ..kernel.model import Model
 from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.terms import gated, held, is_late, some
 from ..papers import Paper
-from .base import Needs, Rate, conditions, kept, rate, sizes
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)

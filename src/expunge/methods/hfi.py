@@ -22,6 +22,9 @@ Notation    e: original network · e_theta: student · v*: soft token · a: anch
 Erases      looks that no word names, from 50 to 200 rated pictures; given words, these (SDD at other times)
 Limits      no better than the ratings and the embedding: look at the reward model's AUC; the token may hold more than
             was meant; no figure of the paper can be reproduced, its annotations were not published
+Differs     the authors released neither code nor annotations: whatever is not called known above is reconstruction.
+            Ours are the terms `steer`, `anchor` and `preserve`; what the paper's self-distillation leaves open is as in
+            `sdd`
 Reference   Kim et al., Safeguard Text-to-Image Diffusion Models with Human Feedback Inversion, ECCV 2024.
             arXiv:2407.21032
 """
@@ -40,13 +43,13 @@ from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import Descent, Rate, mse, rate
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
 from ..papers import Paper
-from .base import Needs, Rate, conditions, kept, rate, sizes
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +63,11 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     steer: Annotated[float, Ge(0), Le(20), "strength of the term for rejected prompts; 0 for the paper's loss"] = 1.0
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.98
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
     lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8

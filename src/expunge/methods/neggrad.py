@@ -30,12 +30,12 @@ from annotated_types import Ge, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..errors import SettingError
-from ..kernel.descent import Descent
+from ..kernel.descent import GENTLE, Descent, Rate, rate
 from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs, Rate, rate
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class NegGrad:
     group: Annotated[str, "weights to train"] = "all"
     alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain; 0 for plain ascent"] = 1.0
     beta: Annotated[float, Ge(0), Le(1000), "weight of the ascent on the pictures to forget"] = 0.05
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
+    lr: Annotated[Rate, "Adam's learning rate; auto: 0.3 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -72,7 +72,7 @@ class NegGrad:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""
         student = state.keep("student", model.denoiser.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state, GENTLE)))
         seen = Lessons(model, targets, state, self.batch)
         for i in state.steps(self.steps):
             # both are drawn whatever the weights: runs that differ in them see the same pictures, times and noises

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -44,6 +44,22 @@ from ..papers import Paper
 from .base import Anchorless, Needs, kept, readers, readings
 
 
+class Start:
+    """Puts a resumed fit's generator back to where it was before a sample was drawn: every round is of the same one."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator, self.start = generator, generator.get_state()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the generator was."""
+        return {"start": self.start}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put it back there."""
+        self.start = state["start"]
+        self.generator.set_state(self.start)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RECE:
     """Reliable and efficient concept erasure; the module's docstring has the equations."""
@@ -53,6 +69,7 @@ class RECE:
     shrink: Annotated[float, Gt(0), Le(1e6), "lambda: pull of derived encodings towards zero"] = 0.1
     ridge: Annotated[float, Gt(0), Le(1e6), "lambda_1: pull towards the original weights"] = 0.1
     preserve: Annotated[float, Ge(0), Le(1e6), "lambda_2: weight of the kept concepts against the erased ones"] = 1.0
+    sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512
 
     family: ClassVar[str] = "closed form"
     paper: ClassVar[Paper] = Paper(
@@ -67,10 +84,17 @@ class RECE:
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Erase, then find what is left and erase that; yields a Step a round, returns the edit."""
-        x, y = readings(model, targets, self.anchorless)
-        keep, layers = kept(model, targets), readers(model)
+        state.keep("start", Start(state.generator))
+        x, y = readings(model, targets, self.anchorless, self.sample, state.generator)
+        keep, layers = kept(model, targets, self.sample), readers(model)
         weights = [w.detach().double() for w in layers.values()]
         rewrite = state.keep("rewrite", Rewrite(x.shape[1], x.device))
+
+        def made() -> WeightEdit:
+            return WeightEdit({name: rewrite.solve(w.detach(), self.ridge).to(w.dtype) for name, w in layers.items()})
+
+        # no weight of the model changes before the end
+        state.applied = lambda: made().on(model)
         for i in state.steps(1 + self.rounds):
             edited = [rewrite.solve(w, self.ridge) for w in weights] if i else weights
             still = derived(weights, edited, x, self.shrink) if i else x
@@ -81,8 +105,7 @@ class RECE:
                 # as often as anything is erased, or every round would weigh less on what is kept
                 rewrite.add(keep.tokens.flatten(0, 1), keep.tokens.flatten(0, 1), self.preserve)
             yield Step(i, 1 + self.rounds, {"missed": missed / len(weights)})
-        solved = (rewrite.solve(w, self.ridge) for w in weights)
-        return WeightEdit({name: w.to(layers[name].dtype) for name, w in zip(layers, solved, strict=True)})
+        return made()
 
 
 def derived(weights: Iterable[Tensor], edited: Iterable[Tensor], c: Tensor, shrink: float) -> Tensor:

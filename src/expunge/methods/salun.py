@@ -19,7 +19,10 @@ Limits      what no retained picture shows is not kept, an anchor included; the 
 Differs     the released code takes the mask's gradient from one time and noise a picture and, for text-to-image, from
             the guided prediction; starts its loader afresh at every update, so that only the first batch is forgotten
             (until February 2026); relabels class k as k + 1; sums the retaining error of its DDPM over the picture, so
-            that its alpha of 0.001 is 3.07 of ours at 3 x 32 x 32; lets the soft threshold end at 0 instead of density
+            that its alpha of 0.001 is 3.07 of ours at 3 x 32 x 32; lets the soft threshold end at 0 instead of density.
+            For text-to-image it noises two samples of the autoencoder's posterior, one for each side of the forgetting
+            loss; its DDPM clips every batch's gradient at norm 1, before they add up to the mask's and, in training,
+            before the mask. Here both sides see one latent, and nothing is clipped
 Reference   Fan et al., SalUn: Empowering Machine Unlearning via Gradient-based Weight Saliency in Both Image
             Classification and Generation, ICLR 2024. arXiv:2310.12508
 """
@@ -37,14 +40,14 @@ from torch import Tensor
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import GENTLE, Descent, Rate, mse, rate
 from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.pool import Pool
 from ..kernel.saliency import MeanGradient, shrink, top
 from ..kernel.state import State, Step
 from ..papers import Paper
-from .base import Needs, Rate, rate
+from .base import Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +59,8 @@ class SalUn:
     density: Annotated[float, Ge(0), Le(1), "share of the group that is trained; 1 for no mask"] = 0.5
     draws: Annotated[int, Ge(1), Le(1000), "times and noises of each picture in the mask's gradient"] = 4
     alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain"] = 1.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
+    lr: Annotated[Rate, "Adam's learning rate; auto: 0.3 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8
 
     family: ClassVar[str] = "pictures"
@@ -76,7 +79,7 @@ class SalUn:
         """Find the mask, then train; yields a Step a draw and a Step an update, returns the edit."""
         e_theta = model.denoiser
         student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state, GENTLE)))
         masked = self.threshold == "hard" and self.density < 1
         slope = state.keep("saliency", MeanGradient(student.weights if masked else {}))
         seen = Lessons(model, targets, state, self.batch)
@@ -86,7 +89,7 @@ class SalUn:
 
         first = -(-self.draws * len(seen.forget.z) // self.batch) if masked else 0
         n = first + self.steps
-        for i in state.steps(n):
+        for i in state.steps(n, first=first):
             if i < first:
                 yield Step(i, n, {"saliency": slope.add(matching(seen.forget, seen.c))})
                 continue

@@ -35,14 +35,14 @@ from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, mse
+from ..kernel.descent import Descent, Rate, mse, rate
 from ..kernel.model import Model
 from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
 from ..kernel.terms import held, some
 from ..papers import Paper
-from .base import Needs, Rate, conditions, kept, rate, sizes
+from .base import Needs, conditions, kept, sizes
 
 
 @dataclass(frozen=True, kw_only=True)

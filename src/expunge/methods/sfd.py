@@ -8,14 +8,17 @@ told the forgotten prompt, the teacher is told a safe one. Data-free: all sample
 
 with the two losses of score-identity distillation, one update of psi and one of theta in turn (`kernel/identity.py`).
 On a generator that was distilled before, forgetting starts from it (two stages); on a multi-step model it distils and
-forgets at once (one stage). Everything is written in clean predictions, so that eps, x0, v and flow networks do alike;
-the released code stops at the first update of a v network.
+forgets at once (one stage). Everything is written in clean predictions, so that eps, x0, v and flow networks do alike.
 
 Notation    phi: teacher · psi: fake score · theta: generator · c_r: retained prompt · c_f: forgotten prompt · c': its
             safe one, about the anchor; without an anchor each forgotten prompt has a retained one, fixed for the run
 Erases      classes; objects, persons and styles of a text-to-image model
 Limits      the result draws in one step only; what is not among the retained prompts is not distilled; the losses swing
             around zero, so look at `distance`, `retained` and `recalled` instead
+Differs     the released code stops at the first update of a v network. For text it trains two whole networks in half
+            precision, where weights above 4e-3 are too coarse for its rate; here trained weights are float32, and may
+            be low-rank. For nudity it puts a negative prompt in the empty one's place, which is left out. A class
+            without an anchor becomes a random one of ten there; here a forgotten prompt keeps its safe one
 Reference   Chen et al., Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion
             Models, ICLR 2025. arXiv:2409.11219
 """

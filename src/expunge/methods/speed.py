@@ -59,6 +59,7 @@ class SPEED:
     ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.03
     filter: Annotated[bool, "retain only what the erasure would move more than average"] = False
     augment: Annotated[float, Ge(0), Le(1e6), "variance of augmented encodings, relative to the mean; 0 for none"] = 0.0
+    sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512
 
     family: ClassVar[str] = "closed form"
     paper: ClassVar[Paper] = Paper(
@@ -74,8 +75,8 @@ class SPEED:
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Solve for every text reader; yields one Step, returns the edit."""
-        x, y = readings(model, targets, self.anchorless)
-        keep, null = kept(model, targets), model.encode("").tokens[0].double()
+        x, y = readings(model, targets, self.anchorless, self.sample, state.generator)
+        keep, null = kept(model, targets, self.sample), model.encode("").tokens[0].double()
         retained = null if keep is None else keep.tokens.double().flatten(0, 1)
         main: Tensor = torch.linalg.svd(null[1:], full_matrices=False).Vh[:DIRECTIONS]
         invariant, layers = torch.cat([null[:1], main]), readers(model)

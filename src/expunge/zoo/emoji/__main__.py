@@ -100,12 +100,14 @@ def sae(work: Work = WORK, objects: int = 304) -> None:
 
 @app.command()
 def card(
-    work: Work = WORK, every: Annotated[int, typer.Option(help="draw every so many-th object only", min=1)] = 1
+    work: Work = WORK,
+    every: Annotated[int, typer.Option(help="draw every so many-th object only", min=1)] = 1,
+    seeds: Annotated[int, typer.Option(help="pictures of every object in every style", min=1)] = 1,
 ) -> None:
     """Measure the world, write its card, and put everything into the package."""
     from .card import ship
 
-    ship(work, every)
+    ship(work, every, seeds)
 
 
 @app.command(name="all")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...storage import write_atomic
 from .world import BENCH_TARGETS, HERE, KEPT, STYLES
 
 SIZE = 128  # pixels a side of the stored RGBA renders; training draws them at 64
@@ -24,17 +26,24 @@ SAME = 0.055  # root mean squared difference in [0, 1] below which two drawings 
 
 
 def fetch(folder: Path) -> None:
-    """Unpack the npm packages into `folder`, downloading the ones that are missing with `npm pack`."""
+    """Unpack the npm packages into `folder`, downloading the ones that are missing with `npm pack`.
+
+    A package that is there is whole: it gets its name when everything in it is unpacked.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for package in (*(f"@iconify-json/{p}" for p in STYLES.values()), "emojibase-data"):
         target = folder / package.split("/")[-1]
         if (target / "package.json").exists():
             continue
+        part = target.with_name(f"{target.name}.part")
+        for left in (part, target):
+            shutil.rmtree(left, ignore_errors=True)
         packed = subprocess.run(["npm", "pack", "-s", package], cwd=folder, check=True, capture_output=True, text=True)  # noqa: S603, S607
         with tarfile.open(folder / packed.stdout.strip().split("\n")[-1]) as tar:
             for member in tar.getmembers():
                 member.name = member.name.removeprefix("package/")
-            tar.extractall(target, filter="data")
+            tar.extractall(part, filter="data")
+        part.rename(target)
 
 
 def slug(label: str) -> str:
@@ -134,10 +143,10 @@ def build(work: Path) -> None:
     entries = [entries[i] for i in keep]
     unique_synonyms(entries)
     np.save(work / "pictures.npy", stack[keep])
-    text = json.dumps(entries, ensure_ascii=False, indent=0)
-    (work / "objects.json").write_text(text)
-    (HERE / "objects.json").write_text(text + "\n")
     np.save(work / "apart.npy", apart[keep])
+    text = json.dumps(entries, ensure_ascii=False, indent=0)
+    write_atomic(work / "objects.json", text.encode())  # the last of the three: later stages ask for it
+    (HERE / "objects.json").write_text(text + "\n")
     tqdm.write(
         f"{len(wanted)} candidates, {len(stack)} in all styles, {len(keep)} kept, closest {apart[keep].min():.3f}"
     )

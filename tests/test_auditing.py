@@ -1,7 +1,6 @@
 """The audit on a model that paints what its table says: every number is known beforehand."""
 
 import math
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -9,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from expunge.audit import asked, audit, shown
+from expunge import auditing
+from expunge.auditing import asked, audit, shown
 from expunge.concept import Concept, World
 from expunge.errors import BadEdit, BadModel, BadRun, ConceptError, NotCached, StorageError, Unsupported
 from expunge.judges.classifier import Reading
@@ -382,8 +382,7 @@ def test_a_full_disk_leaves_no_scores(fresh, monkeypatch):
     def full(path, data):
         raise StorageError("disk full")
 
-    # by name `expunge.audit` would be the function, once anything has asked the package for it
-    monkeypatch.setattr(sys.modules["expunge.audit"], "write_atomic", full)
+    monkeypatch.setattr(auditing, "write_atomic", full)
     with pytest.warns(NotCached, match="not kept"), pytest.raises(StorageError):
         prove(fresh, PERFECT)
     assert not Run.open(fresh).scores
