@@ -107,17 +107,18 @@ def pretrained(name: str, dtype: torch.dtype, allow_pickle: bool) -> Any:
     from diffusers import DiffusionPipeline
     from safetensors import SafetensorError
 
-    folder = Path(name)
-    if folder.is_dir():
-        check_folder(folder, allow_pickle)
+    folder, here = Path(name), Path(name).is_dir()
     options: dict[str, Any] = {} if allow_pickle else {"use_safetensors": True}
     try:
-        read = encoders(folder, dtype=dtype, **options) if folder.is_dir() else {}
-        if not (folder.is_dir() and adapter(folder) == "classcond"):
+        if not here:
+            folder = Path(DiffusionPipeline.download(name, safety_checker=None, **options))
+        check_folder(folder, allow_pickle)
+        read = encoders(folder, dtype=dtype, **options)
+        if adapter(folder) != "classcond":
             options |= {"safety_checker": None, "requires_safety_checker": False}
-        pipe = DiffusionPipeline.from_pretrained(name, dtype=dtype, **options, **read)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **options, **read)
     except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        where = "on disk" if folder.is_dir() else "on disk, nor could it be had from the hub"
+        where = "on disk" if here else "on disk, nor could it be had from the hub"
         raise BadModel(f"{name!r} could not be loaded {where}: {first_line(error)}") from error
     check_whole(pipe, name)
     return pipe
