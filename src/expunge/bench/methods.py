@@ -189,19 +189,20 @@ def line(r: Row) -> str:
 
 def plot(found: Sequence[Row], path: Path) -> None:
     """Write erasure against retention as SVG; a dot's area grows with the logarithm of the erasure's seconds."""
+    methods = list(dict.fromkeys(r.method for r in found))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "expunge", "text.parse_math": False}):
-        figure = Figure(figsize=(7.2, 5), layout="constrained")
+        figure = Figure(figsize=(8.6, 5), layout="constrained")
         axes = figure.add_subplot()
         for r in found:
-            x, y = r.ua, r.ira
+            x, y, colour = r.ua, r.ira, mpl.colormaps["tab20"](methods.index(r.method) % 20)
             reach = [[[100 * (v[0] - v[1])], [100 * (v[2] - v[0])]] for v in (x, y)]
-            axes.errorbar(100 * x[0], 100 * y[0], reach[1], reach[0], fmt="none", ecolor="0.75", zorder=1)
+            axes.errorbar(100 * x[0], 100 * y[0], reach[1], reach[0], fmt="none", ecolor=colour, alpha=0.4, zorder=1)
             size, marker = 30 + 40 * np.log10(1 + r.seconds), "s" if r.kind == "style" else "o"
-            axes.scatter(100 * x[0], 100 * y[0], s=size, marker=marker, zorder=2)
             name = f"{r.method}, {r.kind}s, {r.seconds:.0f} s"
-            axes.annotate(name, (100 * x[0], 100 * y[0]), (6, 6), textcoords="offset points")
+            axes.scatter(100 * x[0], 100 * y[0], s=size, marker=marker, color=colour, label=name, zorder=2)
         axes.set(xlabel="unlearning accuracy, %", ylabel="what is retained of its kind, % of the base model's")
         axes.grid(color="0.9")
+        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
         FigureCanvasSVG(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
