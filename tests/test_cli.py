@@ -17,6 +17,7 @@ import pytest
 from expunge import auditing, cli, complete, doctor, gate
 from expunge.concept import Concept
 from expunge.errors import SettingError
+from expunge.methods import METHODS
 from expunge.methods.uce import UCE
 from expunge.records import Card, Run, Score
 
@@ -108,6 +109,13 @@ def test_json_listings_are_objects_with_a_name(
     assert names <= {row["name"] for row in found}
     text = expect(capsys, command)[0]
     assert all(name in text for name in names)
+
+
+def test_the_list_of_methods_says_needs_cost_and_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = expect(capsys, "methods")[0]
+    assert "needs nothing more]" in listed
+    assert "needs images, retained]" in listed
+    assert listed.count("           cost: ") == listed.count("           limits: ") == len(METHODS)
 
 
 def test_protocols_say_what_their_metrics_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -95,10 +95,11 @@ def counter(tick: Tick, label: str, total: int) -> Callable[[int], None]:
 
 def method(about: dict[str, Any]) -> list[str]:
     """Return the lines on one method of `methods.describe`."""
-    needs = ", ".join(about["needs"])
+    needs = ", ".join(about["needs"]) or "nothing more"
     head = f"{about['name']:<9} {about['summary']}  [{about['family']}; arXiv:{about['arxiv']}; needs {needs}]"
     settings = [f"           {s['name']:<16} {s['default']!s:<18} {s['help']}" for s in about["settings"]]
-    return [head, *settings, f"           limits: {about['limits']}"]
+    notes = [f"           {k}: {about[k]}" for k in ("cost", "limits")]
+    return [head, *settings, *notes]
 
 
 def plan(model: str, concepts: Sequence[Concept], method: Any, out: Path, seed: int) -> list[str]:
