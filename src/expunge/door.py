@@ -51,7 +51,7 @@ def erase(
     make_images: int = 0,
     probe: Probe | None = None,
 ) -> Edit:
-    """Erase one concept or several from a model; the model itself is left untouched, bit for bit.
+    """Erase one concept or several from a model, which itself is left untouched, bit for bit.
 
     Args:
         model: what `expunge.load` returned.
@@ -93,8 +93,7 @@ def erase(
         _restored(model, request),
         tokens.spoken(model, targets, method, request, out, progress) as spoken,
     ):
-        _warn_cut(model, spoken)
-        tokens.check_heard(model, spoken)
+        _check_read(model, spoken)
         shown = pictures.shown(model, spoken, method, request, out, progress)
         drive.before = time.monotonic() - began
         edit = drive.run(model, shown, method, seed, probe)
@@ -323,7 +322,8 @@ def _check_needs(model: Model, targets: Iterable[Targets], method: Method) -> No
         sae.find(model, settings.sae)
 
 
-def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
+def _check_read(model: Model, targets: tuple[Targets, ...]) -> None:
+    """Warn of prompts that the text encoder cuts, and refuse a concept that it does not hear."""
     for target in targets:
         kinds = {"prompts": target.prompts, "anchor prompts": target.anchors, "kept prompts": target.keeps}
         cut = {kind: found for kind, prompts in kinds.items() if (found := model.clipped(prompts))}
@@ -336,6 +336,7 @@ def _warn_cut(model: Model, targets: tuple[Targets, ...]) -> None:
                 PromptCut,
                 stacklevel=3,
             )
+    tokens.check_heard(model, targets)
 
 
 def _name(method: Method) -> str:

@@ -36,7 +36,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setenv("EXPUNGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(measures, "SHORT", replace(cells.SHORT, steps=2, targets=2))
     monkeypatch.setattr(measures, "KEPT", 3)
-    monkeypatch.setattr(cells, "PICTURES", 2)
+    monkeypatch.setattr(cells, "SHOWN", 2)
     model = tiny.model(window=64)
     model.world = WORLD
     return Scene(model, None, Cell(ESD(), "bomb", 0), tmp_path / "run")

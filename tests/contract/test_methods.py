@@ -16,10 +16,11 @@ from expunge.backbones import tiny, toy
 from expunge.backbones.unet import UNetModel
 from expunge.concept import Concept
 from expunge.edits import Edit, load_edit
+from expunge.effort import evaluations
 from expunge.errors import ConceptError, NeedsError
 from expunge.kernel.model import Model
 from expunge.kernel.state import Step
-from expunge.methods import METHODS, describe, evaluations, get
+from expunge.methods import METHODS, describe, get
 from expunge.records import CHECKPOINT, EDIT
 
 MODELS = {f"toy-{k}": (lambda k=k: toy.model(k)) for k in ("eps", "x0", "v", "flow")}

@@ -18,18 +18,16 @@ from typing import Any
 from ..auditing import audit
 from ..concept import Concept
 from ..door import erase
+from ..effort import FEW, SHOWN
 from ..errors import BadRun, ConceptError, Diverged, EmptySelection, NeedsError, SettingError, Unsupported
 from ..judges.panel import Panel
 from ..kernel.model import Model
-from ..methods.fewshot import FewShot
 from ..protocols import Protocol, protocol
 from ..records import CARD, SCORES, Run, Score
 from ..storage import write_atomic, write_json
 
 RULES = protocol("emoji-v1")
 SHORT = replace(RULES, id="emoji-v1-short", targets=24, retained=64, near=12, near_each=1)
-PICTURES = 64  # drawn of the target, and to retain, for methods that learn from pictures
-FEW = 4  # for the method whose paper asks for four; drawing them is a part of its seconds
 REFUSED = "refused.json"
 MEASURES = "measures.json"
 FOUND = (CARD, SCORES, MEASURES, REFUSED)  # what a cell has found
@@ -51,7 +49,7 @@ def drawn(method: Any) -> int:
     """Return how many pictures a method is drawn to learn from, of each set; 0 where it learns from none."""
     if not method.needs.images:
         return 0
-    return FEW if isinstance(method, FewShot) else PICTURES
+    return FEW.get(type(method).__name__.lower(), SHOWN)
 
 
 def scores_of(folder: Path, rules: Protocol = RULES) -> dict[str, Score]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from ..effort import cost
 from ..errors import SettingError, nearest
 
 if TYPE_CHECKING:
@@ -33,14 +33,6 @@ METHODS: dict[str, str] = {
     "tuce": "TUCE",
     "uce": "UCE",
 }
-
-# samples that a network looks at for each sample of an update, by the defaults, with something to retain
-LOOKS = {
-    "allbutone": 6, "ant": 7, "ap": 8, "erasediff": 3, "esd": 6, "fewshot": 2, "hfi": 4, "neggrad": 2, "salun": 3,
-    "sdd": 4, "sfd": 16, "spm": 5, "ssd": 4,
-}  # fmt: skip
-SHOWN = 64  # pictures of each set that are drawn, as in the documentation, for methods which learn from pictures
-FEW = {"fewshot": 4}  # its paper's number
 
 # CONTRIBUTING.md asks this of every method
 PROVENANCE = "written from the paper's equations; no code of the authors"
@@ -99,7 +91,7 @@ def describe(name: str) -> dict[str, Any]:
         "arxiv": method.paper.arxiv,
         "needs": [k for k, v in asdict(method.needs).items() if v and k not in USUAL],
         "backbones": backbones(method.needs),
-        "cost": cost(name),
+        "cost": cost(name, method),
         "provenance": PROVENANCE,
         "limits": " ".join(section(doc, "Limits").split()),
         "settings": settings,
@@ -110,57 +102,6 @@ def backbones(needs: Needs) -> list[str]:
     """Return the kinds of models that offer what a method needs."""
     kinds = {"text-to-image": True, "class-conditional": not needs.text, "one-step": not needs.steps}
     return [kind for kind, fits in kinds.items() if fits]
-
-
-def cost(name: str) -> str:
-    """Return what a method does with its defaults; how long that takes is the machine's and the model's business."""
-    method = get(name)
-    s, needs = {f.name: f.default for f in fields(method)}, method.needs
-    said = f"{s['steps']} updates of {s['batch']} samples" if "steps" in s else "no update"
-    said += " by each of two networks" if "fake_lr" in s else ""
-    if found := {k: n for k, n in evaluations(name, s).items() if n}:
-        parts = ", ".join(f"{n:,} {k}" for k, n in found.items())
-        said += f"; {sum(found.values()):,} evaluations of the network, a sample each" + f": {parts}" * (len(found) > 1)
-    said += f"; samples are looked at every {s['probe']} updates" if "probe" in s else ""
-    if needs.images:
-        shown, also = FEW.get(name, SHOWN), " and as many to retain" if needs.retained else ""
-        said += f"; {shown} pictures of the concept{also}, given or drawn"
-    if "inversion" in s:
-        said += f"; {s['inversion']} updates before, if the concept is given by pictures"
-    if needs.sae:
-        said += "; reads prompts through a sparse autoencoder, which is trained once"
-    return said + (f"; reads {s['sample']} prompts to erase and as many to keep at most" if "sample" in s else "")
-
-
-def evaluations(name: str, settings: Mapping[str, Any], shown: int = SHOWN) -> dict[str, int]:
-    """Return how many samples the network looks at while a method erases one concept, by what for.
-
-    Args:
-        name: the method's.
-        settings: all of them; what counts in an update counts as by default.
-        shown: pictures of the concept, where the method learns from pictures.
-    """
-    s, looks = settings, LOOKS.get(name, 0)
-    # gradients alone, each of one sample
-    updates, batch = (s["draws"], 1) if name == "ssd" else (s.get("steps", 0), s.get("batch", 0))
-    maps = s["maps"] if name == "ant" and s["density"] < 1 else 0
-    # a map of the reversal alone, which asks four times
-    for_maps = 4 * maps * batch
-    if name == "salun" and s["threshold"] == "hard" and s["density"] < 1:
-        for_maps = -(-s["draws"] * shown // batch) * batch
-    searches, search = (max(0, updates - 1) // s["every"], s["adversary"]) if name == "ap" else (0, "")
-    each = 2 * min(s["near"], s["candidates"]) if search == "exact" else 4 * s.get("ascent", 0)
-    rolled = 0
-    if "rollouts" in s and updates + maps:
-        length, guided = s["rollouts"] * s["sampling_steps"], 2 if s["guidance"] > 1 else 1
-        refreshes = -(-(updates + maps) // (length * s.get("reuse", 1) // batch))
-        rolled = refreshes * length * guided * (2 if name == "ap" else 1)
-    return {
-        "in updates" if name != "ssd" else "for gradients": looks * updates * batch,
-        "to sample what is trained on": rolled,
-        "for the map of weights": for_maps,
-        "to search adversaries": searches * each * batch,
-    }
 
 
 def spelled(kind: Any) -> str:
