@@ -44,7 +44,7 @@ ALSO: dict[str, Paper] = {
         "Conference on Computer Vision and Pattern Recognition",
         "1911.04933",
     ),
-    # `esd` and `sdd` with `smallest`
+    # methods with a setting `smallest`
     "sara": Paper(
         "hu2025sara",
         "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .concept import Concept, Targets, World
 from .errors import SettingError
+from .kernel.model import Model
+from .kernel.neighbours import nearest, thinned
 
 NOUNS = Path(__file__).with_name("nouns.txt")
 
@@ -47,6 +49,22 @@ def vocabulary(world: World | None, concept: Concept, erased: Iterable[str], fil
             "needs two to choose from. Give a longer list: --set vocabulary=FILE, one word a line."
         )
     return words
+
+
+def candidates(model: Model, targets: Sequence[Targets], file: str, near: int, n: int) -> list[list[str]]:
+    """Return words among which every concept's adversary is sought, the nearest first.
+
+    Args:
+        model: its text encoder says what is near.
+        targets: the concepts.
+        file: see `vocabulary`.
+        near: words nearest to the concept that are considered.
+        n: words of a concept, spread evenly over those.
+    """
+    erased = [w for own in targets for w in own.concept.words(model.world)]
+    known = [vocabulary(model.world, own.concept, erased, file) for own in targets]
+    ranked = [nearest(model, all_, own.bare or own.prompts) for all_, own in zip(known, targets, strict=True)]
+    return [thinned(own[:near], n) for own in ranked]
 
 
 def instead(target: Targets, word: str, world: World | None) -> list[str]:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from expunge.backbones import toy
 from expunge.errors import Diverged, SettingError
 from expunge.kernel.descent import Descent
-from expunge.kernel.saliency import MeanGradient, Smallest, gradient, shrink, smallest, top
+from expunge.kernel.saliency import MeanGradient, Smallest, gradient, shrink, smallest, top, unlocked
+from expunge.kernel.state import State
 from expunge.kernel.student import Student
 
 
@@ -137,7 +139,7 @@ def test_only_the_smallest_weights_are_trained() -> None:
     free = student(40)
     for s, share in ((made, 0.25), (free, 0.0)):
         opt = Descent(s.weights, lr=0.01)
-        choice = Smallest(s, opt, share, 10)
+        choice = Smallest(s.original, opt, share, 10)
         for i in range(10):
             pull(s, opt, x, 3.0)
             choice.after(i)
@@ -151,7 +153,7 @@ def test_what_outgrows_its_bound_halfway_stands_still() -> None:
     """Also against the momentum that it has by then."""
     made, x = student(12), torch.ones(12)
     opt = Descent(made.weights, lr=0.1)
-    choice = Smallest(made, opt, 0.5, 8)
+    choice = Smallest(made.original, opt, 0.5, 8)
     for i in range(4):
         pull(made, opt, x, 30.0)
         choice.after(i)
@@ -176,7 +178,7 @@ def test_a_resumed_selection_goes_on_as_the_undisturbed_one(at: int) -> None:
     for case in ("undisturbed", "resumed"):
         made = student(12)
         opt = Descent(made.weights, lr=0.1)
-        choice = Smallest(made, opt, 0.5, 8)
+        choice = Smallest(made.original, opt, 0.5, 8)
         for i in range(8):
             if case == "resumed" and i == at:
                 saved = made.state_dict(), opt.state_dict(), choice.state_dict()
@@ -184,7 +186,7 @@ def test_a_resumed_selection_goes_on_as_the_undisturbed_one(at: int) -> None:
                 opt = Descent(made.weights, lr=0.1)
                 made.load_state_dict(saved[0])
                 opt.load_state_dict(saved[1])
-                choice = Smallest(made, opt, 0.5, 8)
+                choice = Smallest(made.original, opt, 0.5, 8)
                 choice.load_state_dict(saved[2])
             pull(made, opt, x, 30.0)
             choice.after(i)
@@ -193,9 +195,25 @@ def test_a_resumed_selection_goes_on_as_the_undisturbed_one(at: int) -> None:
 
 
 def test_low_rank_factors_have_no_smallest_weights() -> None:
-    made = student(rank=2)
+    denoiser = toy.model("v").denoiser
     with pytest.raises(SettingError, match="rank must be 0"):
-        Smallest(made, Descent(made.weights, 0.1), 0.1, 10)
+        unlocked(denoiser, State(0), "all", 0.1, 10, 0.1, rank=2)
+    assert denoiser.student is None
+    trained, opt, _ = unlocked(denoiser, State(0), "all", 0.1, 10, 0.0, rank=2)
+    assert trained.rank == 2
+    assert opt.mask is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_most_salient_are_sought_in_what_is_selected(share: float) -> None:
+    values, found = scores(1), scores()
+    opt = Descent({name: nn.Parameter(v.clone()) for name, v in values.items()}, 0.1)
+    Smallest(values, opt, share, 10).salient(found, 0.4)
+    assert opt.mask is not None
+    inside, kept, size = flat(smallest(values, share or 1.0)).bool(), flat(opt.mask).bool(), flat(found)
+    assert int(kept.sum()) == round(0.4 * int(inside.sum()))
+    assert not (kept & ~inside).any()
+    assert size[kept].min() > size[inside & ~kept].max()
 
 
 def test_an_erasure_by_the_smallest_weights_is_undone_by_pruning_and_one_by_all_weights_is_not() -> None:
@@ -210,7 +228,7 @@ def test_an_erasure_by_the_smallest_weights_is_undone_by_pruning_and_one_by_all_
         made.original = made.snapshot()
         before = made.module(x).detach().norm().item()
         opt = Descent({"0.weight": made.weights["0.weight"]}, lr=2e-3)
-        choice = Smallest(made, opt, share if trained == "smallest" else 0.0, 0)
+        choice = Smallest(made.original, opt, share if trained == "smallest" else 0.0, 0)
         if opt.mask:
             opt.mask.pop("0.bias")
         for i in range(150):

@@ -7,7 +7,7 @@ import torch
 
 from expunge.backbones import toy
 from expunge.kernel.path import KINDS, Kind, x0_and_eps
-from expunge.kernel.terms import distance, errors, gated, held, is_late, over, some
+from expunge.kernel.terms import distance, errors, gated, held, is_late, over, phased, some
 
 ROUNDING = {"atol": 1e-6, "rtol": 1e-5}  # float32, values of order 1
 
@@ -34,6 +34,21 @@ def test_early_is_noisy() -> None:
 def test_gate_chooses_by_sample() -> None:
     yes, no = torch.ones(3, 2, 2), torch.zeros(3, 2, 2)
     assert gated(torch.tensor([True, False, True]), yes, no)[:, 0, 0].tolist() == [1, 0, 1]
+
+
+def test_a_phased_target_is_the_originals_own_prediction_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the weights are by then; with a single phase the original is not asked at all."""
+    model = toy.model("eps")
+    (x_t, t), c = draw(model), model.encode("cat")
+    before, student = model.denoiser(x_t, t, c), model.denoiser.unlock("all")
+    with torch.no_grad():
+        student.weights["to_mean.bias"].add_(0.1)
+    late = torch.zeros_like(x_t)
+    found = phased(model.denoiser, x_t, t, c, late, 0.5)
+    assert torch.equal(found, torch.cat([late[:3], before[3:]]))
+    assert not torch.equal(model.denoiser(x_t, t, c), before)
+    monkeypatch.setattr(model.denoiser, "teacher", None)
+    assert phased(model.denoiser, x_t, t, c, late, 1.0) is late
 
 
 def test_mean_over_a_phase() -> None:

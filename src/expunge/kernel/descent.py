@@ -68,6 +68,10 @@ class Descent:
             nn.utils.clip_grad_norm_(self.weights.values(), self.clip)
         self.adam.step()
 
+    def masked(self, gradient: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a gradient by weight with zeros where nothing is trained."""
+        return {name: g * self.mask[name] if self.mask else g for name, g in gradient.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Return Adam's moments by weight name."""
         state = self.adam.state_dict()["state"]

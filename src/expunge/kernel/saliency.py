@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import Diverged, SettingError
-from .descent import Descent, Weights
+from .denoiser import Denoiser
+from .descent import RELATIVE, Descent, Rate, Weights, rate
+from .state import State
 from .student import Student
 
 
@@ -132,31 +134,32 @@ class Smallest:
     further (progressive adjustment); the optimiser's moments begin anew, since they would move what is masked out.
 
     Args:
-        student: the trained group.
-        opt: its optimiser.
+        original: name -> value before training of every weight that is trained.
+        opt: the optimiser of these weights.
         share: share of each tensor that is trained; 0 selects nothing and trains everything.
         steps: updates in all.
-
-    Raises:
-        SettingError: low-rank factors are trained, which have no smallest weights.
     """
 
-    def __init__(self, student: Student, opt: Descent, share: float, steps: int) -> None:
-        self.student, self.opt, self.half = student, opt, steps // 2
+    def __init__(self, original: Mapping[str, Tensor], opt: Descent, share: float, steps: int) -> None:
+        self.opt, self.half = opt, steps // 2
         self.bounds: dict[str, Tensor] = {}
-        if not share:
-            return
-        if student.rank:
-            raise SettingError(f"smallest={share:g} chooses among the weights themselves, so rank must be 0.")
-        opt.mask = smallest(student.original, share)
-        self.bounds = {n: (student.original[n].abs() * m).amax() for n, m in opt.mask.items()}
+        if share:
+            opt.mask = smallest(original, share)
+            self.bounds = {n: (original[n].abs() * m).amax() for n, m in opt.mask.items()}
+
+    def salient(self, scores: Mapping[str, Tensor], density: float) -> None:
+        """Keep of what is selected (of everything, if nothing is) the share `density` with the largest scores."""
+        if mask := self.opt.mask:
+            density *= sum(int(m.count_nonzero()) for m in mask.values()) / sum(m.numel() for m in mask.values())
+            scores = {n: s.masked_fill(mask[n] == 0, -torch.inf) for n, s in scores.items()}
+        self.opt.mask = top(scores, density)
 
     @torch.no_grad()
     def after(self, i: int) -> None:
         """Adjust the selection after update `i` (from 0), if that was half of all."""
         if not self.bounds or not self.opt.mask or i + 1 != self.half:
             return
-        inside = {n: (w.abs() <= self.bounds[n]).float() for n, w in self.student.weights.items()}
+        inside = {n: (w.abs() <= self.bounds[n]).float() for n, w in self.opt.weights.items()}
         self.opt.mask = {n: m * inside[n] for n, m in self.opt.mask.items()}
         self.opt.adam.state.clear()
 
@@ -167,4 +170,39 @@ class Smallest:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with saved masks."""
         if self.bounds:
-            self.opt.mask = {n: state[n].to(w.device).float() for n, w in self.student.weights.items()}
+            self.opt.mask = {n: state[n].to(w.device).float() for n, w in self.opt.weights.items()}
+
+
+def unlocked(
+    denoiser: Denoiser,
+    state: State,
+    group: str,
+    lr: Rate,
+    steps: int,
+    share: float = 0.0,
+    rank: int = 0,
+    *,
+    relative: float = RELATIVE,
+    clip: float = 0.0,
+) -> tuple[Student, Descent, Smallest]:
+    """Make a group trainable; return it, its optimiser and SaRA's selection, all registered with the fit's state.
+
+    Args:
+        denoiser: the network.
+        state: of the fit.
+        group: name of the weights.
+        lr: learning rate, or "auto"; see `rate`.
+        steps: updates in all.
+        share: of each tensor that is trained, the smallest weights; 0 trains everything.
+        rank: 0 for the weights themselves, else of a low-rank update.
+        relative: what "auto" is, in units of the weights' root mean square.
+        clip: largest norm of the gradient; 0 for no limit.
+
+    Raises:
+        SettingError: low-rank factors are trained, which have no smallest weights.
+    """
+    if share and rank:
+        raise SettingError(f"smallest={share:g} chooses among the weights themselves, so rank must be 0.")
+    student = state.keep("student", denoiser.unlock(group, rank, state.generator))
+    opt = state.keep("descent", Descent(student.weights, rate(lr, student, state, relative), clip=clip))
+    return student, opt, state.keep("smallest", Smallest(student.original, opt, share, steps))

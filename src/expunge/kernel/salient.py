@@ -37,8 +37,8 @@ class Salient:
             self.least = {name: torch.minimum(s / rms, self.least.get(name, s / rms)) for name, s in sizes.items()}
         return loss.item()
 
-    def mask(self, density: float) -> dict[str, Tensor]:
-        """Return 0/1 masks with exactly `round(density * total)` ones, at the most salient weights.
+    def scores(self) -> dict[str, Tensor]:
+        """Return the scores of all weights.
 
         Raises:
             SettingError: no map had a gradient.
@@ -48,7 +48,11 @@ class Salient:
                 "no saliency map has a gradient: the concept's words are nothing to the model, or no latent was late. "
                 "Look at the words, raise split or maps, or set density=1."
             )
-        return top(self.least, density)
+        return dict(self.least)
+
+    def mask(self, density: float) -> dict[str, Tensor]:
+        """Return 0/1 masks with exactly `round(density * total)` ones, at the most salient weights."""
+        return top(self.scores(), density)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores."""

@@ -65,6 +65,20 @@ def is_late(denoiser: Denoiser, t: Tensor, split: float) -> Tensor:
     return t <= split * denoiser.path.last
 
 
+def phased(denoiser: Denoiser, x_t: Tensor, t: Tensor, c: Condition, late: Tensor, split: float) -> Tensor:
+    """Return a target by phase, (b, ...): `late` in the late one, in the early one what the original predicts under c.
+
+    Args:
+        denoiser: gives the time axis and the original.
+        x_t: latents (b, ...).
+        t: their times (b,).
+        c: condition whose own prediction is held while the picture is laid out (b).
+        late: target of the late phase, shape of x_t.
+        split: see `is_late`; with 1 the original is not asked.
+    """
+    return late if split == 1 else gated(is_late(denoiser, t, split), late, denoiser.teacher(x_t, t, c))
+
+
 def gated(chosen: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """Return, sample by sample, `yes` where `chosen` (b,) and `no` elsewhere; both are (b, ...)."""
     return torch.where(chosen.view(-1, *(1,) * (yes.ndim - 1)), yes, no)

@@ -10,6 +10,10 @@ A guided prediction is e(null) + s d. Where both terms are zero, prompts of c dr
 prompts of a, at every guidance scale s; with a = null the guidance term vanishes. x_t lies on trajectories of the
 original network.
 
+With `split` below 1 the concept's own guidance term, d* = e(x_t, t, c) - e(x_t, t, null), is held at times
+t > split * last, where the layout forms (from ANT, arXiv:2504.12782). `smallest` trains only the smallest weights of
+each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
+
 Notation    e: original network · e_theta: trained network · c: concept · a: anchor · null: empty prompt
             · lambda: `anchor`
 Erases      objects, styles, names, several at once; best with an anchor, which is what the concept becomes
@@ -27,15 +31,16 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent, Rate, mse, rate
+from ..kernel.descent import Rate, mse
 from ..kernel.model import Model
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
-from ..kernel.terms import held, some
+from ..kernel.terms import held, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
@@ -46,6 +51,8 @@ class AllButOne:
 
     group: Annotated[str, "weights to train"] = "cross-attention"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "lambda: weight of the unconditional score's term"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
@@ -72,8 +79,7 @@ class AllButOne:
         c, a = conditions(model, targets)
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        student, opt, choice = unlocked(e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank)
         bank = state.keep(
             "bank",
             Bank(
@@ -85,10 +91,13 @@ class AllButOne:
         for i in state.steps(self.steps):
             x_t, t, k = bank.draw()
             (c_theta, null_theta), e_0 = e_theta.pair(x_t, t, c[k], null), e(x_t, t, null)
-            terms = {"guidance": mse(c_theta - null_theta, e(x_t, t, a[k]) - e_0)}
+            wanted = phased(e_theta, x_t, t, c[k], e(x_t, t, a[k]), self.split) - e_0
+            terms = {"guidance": mse(c_theta - null_theta, wanted)}
             if self.anchor:
                 terms["anchor"] = self.anchor * mse(null_theta, e_0)
             if keep is not None and self.preserve:
                 terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
-            yield Step(i, self.steps, opt.step(**terms))
+            losses = opt.step(**terms)
+            choice.after(i)
+            yield Step(i, self.steps, losses)
         return of(model, student)

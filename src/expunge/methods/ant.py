@@ -13,6 +13,9 @@ whose gradient is large in every one of several maps, drawn with other prompts a
 
     score = min over maps of |g_m| / rms(g_m),   mask = largest scores, `density` of all weights
 
+With `smallest` the mask is drawn among the smallest weights of each tensor, `density` of them (SaRA, arXiv:2409.06633);
+magnitude pruning may undo such an erasure.
+
 Notation    e: original network · e_theta: trained network · c: concept · a: anchor · null: empty prompt · eta: strength
             · alpha: `early` · beta: `anchor` · g_m: gradient of L_late on one batch
 Erases      objects, styles, names, nudity; several concepts take turns
@@ -40,8 +43,9 @@ from annotated_types import Ge, Gt, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent, Rate, rate
+from ..kernel.descent import Rate
 from ..kernel.model import Model
+from ..kernel.saliency import unlocked
 from ..kernel.salient import Salient
 from ..kernel.state import State, Step
 from ..kernel.terms import errors, held, is_late, over, some
@@ -55,6 +59,7 @@ class ANT:
 
     group: Annotated[str, "weights that may be trained"] = "cross-attention"
     density: Annotated[float, Gt(0), Le(1), "share of them that is: the most salient; 1 trains all"] = 0.5
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     maps: Annotated[int, Ge(1), Le(1000), "saliency maps, each one batch; none are drawn for density=1"] = 10
     split: Annotated[
         float, Gt(0), Le(1), "share of the time axis, from no noise, that is late; the paper's t' / 50"
@@ -87,8 +92,7 @@ class ANT:
         c, a = conditions(model, targets)
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        student, opt, choice = unlocked(e_theta, state, self.group, self.lr, self.steps, self.smallest)
         salient = state.keep("salient", Salient(student.weights))
         bank = state.keep(
             "bank",
@@ -107,8 +111,9 @@ class ANT:
             if i < maps:
                 yield Step(i, maps + self.steps, {"late": salient.add(terms["late"])})
                 continue
-            if maps and opt.mask is None:
-                opt.mask = salient.mask(self.density)
+            # a resumed fit with a selection has the mask that the selection keeps
+            if maps and (i == maps or opt.mask is None):
+                choice.salient(salient.scores(), self.density)
             if self.early:
                 terms["early"] = self.early * over(errors(out, e_c), ~late)
             if self.anchor:
@@ -116,5 +121,7 @@ class ANT:
                 terms["anchor"] = self.anchor * (over(null_errors, late) + self.early * over(null_errors, ~late))
             if keep is not None and self.preserve:
                 terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
-            yield Step(i, maps + self.steps, opt.step(**terms))
+            losses = opt.step(**terms)
+            choice.after(i - maps)
+            yield Step(i, maps + self.steps, losses)
         return of(model, student)

@@ -9,6 +9,8 @@ sought, and held until the next search.
 x_t lies on trajectories of the concept, z_t on those of the vocabulary; a = null in AP. With `adaptive` this is AGE: a
 and null both become c_a in the concept's place. adversary="exact" compares all candidates on one batch, "gumbel"
 ascends logits over them (the papers' search), "pgd" ascends through the space of encodings.
+`split` below 1 holds e(x_t, t, c) at times t > split * last, and `anchor` e(x_t, t, null) (ANT, arXiv:2504.12782).
+`smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e: original network · e_theta: trained network · c: concept · c_a: adversary · a: anchor · null: empty
             prompt · eta: strength · lambda: `adversarial`
@@ -40,13 +42,14 @@ from ..errors import SettingError
 from ..kernel.adversary import Search, adversary
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, Rate, rate
+from ..kernel.descent import Rate
 from ..kernel.model import Model
-from ..kernel.neighbours import encoded, nearest, thinned
+from ..kernel.neighbours import encoded
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
-from ..kernel.terms import Space, distance, held, some
+from ..kernel.terms import Space, distance, gated, held, is_late, some
 from ..papers import Paper
-from ..vocabulary import instead, vocabulary
+from ..vocabulary import candidates, instead
 from .base import File, Needs, conditions, kept, sizes
 
 
@@ -56,6 +59,7 @@ class AP:
 
     group: Annotated[str, "weights to train"] = "cross-attention"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     eta: Annotated[float, Ge(0), Le(20), "negative guidance eta"] = 1.0
     adversary: Annotated[Search, "search for c_a: exact, gumbel or pgd"] = "exact"
     adaptive: Annotated[bool, "erase towards the adversary (AGE)"] = False
@@ -69,6 +73,8 @@ class AP:
     tau: Annotated[float, Gt(0), Le(100), "gumbel's temperature"] = 2.0
     space: Annotated[Space, "space of the losses: native, the network's own output, or x0"] = "native"
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling"] = 3.0
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
+    anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
     lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
@@ -90,25 +96,24 @@ class AP:
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""
-        words = self.words(model, targets)
-        candidates = [encoded(model, own) for own in words]
+        self._check(targets)
+        words = candidates(model, targets, self.vocabulary, self.near, self.candidates)
+        known = [encoded(model, own) for own in words]
         c, a = conditions(model, targets)
         owner = [j for j, target in enumerate(targets) for _ in target.prompts]
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
+        student, opt, choice = unlocked(e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank)
         trajectories = partial(
             Bank, e_theta, e_theta, null=null, state=state, batch=self.batch, rollouts=self.rollouts,
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse,
         )  # fmt: skip
         bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
-        others = state.keep("others", trajectories(Condition.cat(candidates), sizes=[len(own) for own in words]))
-        search = adversary(
-            self.adversary, e_theta, candidates, state.generator,
+        others = state.keep("others", trajectories(Condition.cat(known), sizes=[len(own) for own in words]))
+        foe = state.keep("adversary", adversary(
+            self.adversary, e_theta, known, state.generator,
             lr=self.search_lr, tau=self.tau, steps=self.ascent, space=self.space,
-        )  # fmt: skip
-        foe = state.keep("adversary", search)
+        ))  # fmt: skip
         apart = partial(distance, e_theta, space=self.space)
         for i in state.steps(self.steps):
             (x_t, t, k), (z_t, s, _) = bank.draw(), others.draw()
@@ -121,29 +126,24 @@ class AP:
                 e_a = e_0 = e(x_t, t, model.encode([near[j] for j in k.tolist()]))
             else:
                 e_a, e_0 = e(x_t, t, a[k]), e(x_t, t, null)
-            target = e_a - self.eta * (e(x_t, t, c[k]) - e_0)
-            terms = {"erase": apart(t, e_theta(x_t, t, c[k]), target)}
+            e_c, late = e(x_t, t, c[k]), is_late(e_theta, t, self.split)
+            target = e_a - self.eta * (e_c - e_0)
+            terms = {"erase": apart(t, e_theta(x_t, t, c[k]), gated(late, target, e_c))}
             terms["adversary"] = self.adversarial * apart(s, e_theta(z_t, s, c_a), e(z_t, s, c_a))
+            if self.anchor:
+                terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:
                 terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
-            yield Step(i, self.steps, opt.step(**terms))
+            losses = opt.step(**terms)
+            choice.after(i)
+            yield Step(i, self.steps, losses)
         return of(model, student)
 
-    def words(self, model: Model, targets: Sequence[Targets]) -> list[list[str]]:
-        """Return the candidates of every concept, the nearest first.
-
-        Raises:
-            SettingError: an adaptive target that is no word, or is given already; a vocabulary that is too small.
-        """
+    def _check(self, targets: Sequence[Targets]) -> None:
+        """Refuse an adaptive target that is no word, or is given already."""
         if self.adaptive and self.adversary == "pgd":
-            raise SettingError(
-                "adaptive=True erases towards a word, and adversary='pgd' finds none: use exact or gumbel."
-            )
+            raise SettingError("adaptive=True erases towards a word, and 'pgd' finds none: use exact or gumbel.")
         if self.adaptive and (given := [own.concept for own in targets if own.concept.anchor]):
             raise SettingError(
                 f"{given[0].name!r} has the anchor {given[0].anchor!r}, and adaptive=True finds its own. Leave one out."
             )
-        erased = [w for own in targets for w in own.concept.words(model.world)]
-        known = [vocabulary(model.world, own.concept, erased, self.vocabulary) for own in targets]
-        ranked = [nearest(model, all_, own.bare or own.prompts) for all_, own in zip(known, targets, strict=True)]
-        return [thinned(own[: self.near], self.candidates) for own in ranked]

@@ -9,7 +9,9 @@ gradients of both losses are taken apart, and a multiplier makes every step a de
     L_f = E || eps_theta(x_t, t, c) - u ||^2, u ~ U(0, 1)                target "noise"
     step along grad L_r + lambda grad L_f,  lambda = max(0, eta - <grad L_f, grad L_r> / |grad L_f|^2)
 
-Of all steps along which L_f falls by eta |grad L_f|^2 or more, that is the one nearest to grad L_r.
+Of all steps along which L_f falls by eta |grad L_f|^2 or more, that is the one nearest to grad L_r. With
+`smallest` both are gradients by the smallest weights of each tensor, which alone are trained (SaRA, arXiv:2409.06633);
+magnitude pruning may undo that.
 
 Notation    e_theta: trained network · eps_theta: its output as noise · c, c_r: conditions of pictures to forget, to
             retain · c_m: the anchor's, or a random retained picture's · sg: stop-gradient · eta: wanted descent of L_f
@@ -36,11 +38,11 @@ from torch import Tensor
 
 from ..concept import Targets
 from ..edits import Edit, of
-from ..kernel.descent import GENTLE, Descent, Rate, mse, rate
+from ..kernel.descent import GENTLE, Rate, mse
 from ..kernel.lessons import Lessons
 from ..kernel.model import Model
 from ..kernel.path import x0_and_eps
-from ..kernel.saliency import gradient
+from ..kernel.saliency import gradient, unlocked
 from ..kernel.state import State, Step
 from ..papers import Paper
 from .base import Needs
@@ -51,6 +53,7 @@ class EraseDiff:
     """First-order constrained erasure; the module's docstring has the equations."""
 
     group: Annotated[str, "weights to train"] = "all"
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     target: Annotated[Literal["relabel", "noise"], "what the concept becomes: relabel (c_m) or noise"] = "relabel"
     multiplier: Annotated[Literal["ratio", "cosine"], "lambda of the paper (ratio) or of its code (cosine)"] = "ratio"
     eta: Annotated[float, Ge(0), Le(100), "how much the forgetting loss must fall, eta"] = 0.1
@@ -72,8 +75,7 @@ class EraseDiff:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""
         e_theta = model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state, GENTLE)))
+        student, opt, choice = unlocked(e_theta, state, self.group, self.lr, self.steps, self.smallest, relative=GENTLE)
         seen = Lessons(model, targets, state, self.batch)
 
         def forget() -> Tensor:
@@ -92,11 +94,13 @@ class EraseDiff:
 
         for i in state.steps(self.steps):
             l_f, l_r = forget(), remain()
-            g_f, g_r = gradient(l_f, student.weights), gradient(l_r, student.weights)
+            # lambda is that of the weights which move: those held have no part in either descent
+            g_f, g_r = (opt.masked(gradient(x, student.weights)) for x in (l_f, l_r))
             lam = multiplier(g_f, g_r, self.eta, self.multiplier)
             for name, w in student.weights.items():
                 w.grad = g_r[name] + lam * g_f[name]
             opt.apply()
+            choice.after(i)
             yield Step(i, self.steps, {"forget": l_f.item(), "retain": l_r.item(), "lambda": lam})
         return of(model, student)
 

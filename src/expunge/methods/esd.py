@@ -34,9 +34,9 @@ from annotated_types import Ge, Gt, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
-from ..kernel.descent import Descent, Rate, mse, rate
+from ..kernel.descent import Rate, mse
 from ..kernel.model import Model
-from ..kernel.saliency import Smallest
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
 from ..kernel.terms import gated, held, is_late, some
 from ..papers import Paper
@@ -80,9 +80,7 @@ class ESD:
         c, a = conditions(model, targets)
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state)))
-        choice = state.keep("smallest", Smallest(student, opt, self.smallest, self.steps))
+        student, opt, choice = unlocked(e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank)
         bank = state.keep(
             "bank",
             Bank(

@@ -10,6 +10,8 @@ seen under the concept's prompt as they were under the anchor's, and other promp
 
     L = || e(x_t, t, E_theta(p)) - e(x_t, t, E(a)) ||^2 + w |E_theta(q) - E(q)|^2 / var E(q)     loss="redirect"
 
+`smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
+
 Notation    e: denoiser, frozen · E: original text encoders · E_theta: trained · p: concept's prompt · a: the same about
             the anchor, empty without one · q: kept prompts and the empty one · x_t: noised pictures of the concept
 Erases      objects, styles, names, as far as prompts go through the text encoder; in seconds
@@ -39,6 +41,7 @@ from ..kernel.descent import Descent, mse
 from ..kernel.model import Model
 from ..kernel.neighbours import encoded
 from ..kernel.pool import Pool
+from ..kernel.saliency import Smallest
 from ..kernel.state import State, Step
 from ..papers import Paper
 from .base import Needs
@@ -54,6 +57,7 @@ class FewShot:
         "redirect"
     )
     part: Annotated[str, "weights of the text encoders to train"] = "mlp-final-attention"
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     preserve: Annotated[float, Ge(0), Le(1e4), "w: weight of the other prompts' anchors; ascent has none"] = 10.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 60
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 5e-4
@@ -83,7 +87,9 @@ class FewShot:
         for name, student in students.items():
             state.keep(name, student)
         weights = {f"{name}.{k}": p for name, s in students.items() for k, p in s.weights.items()}
+        original = {f"{name}.{k}": v for name, s in students.items() for k, v in s.original.items()}
         opt = state.keep("descent", Descent(weights, self.lr, betas=BETAS))
+        choice = state.keep("smallest", Smallest(original, opt, self.smallest, self.steps))
         pool, own = shots(model, targets, state, self.batch)
         for i in state.steps(self.steps):
             drawn = pool.draw()
@@ -97,7 +103,9 @@ class FewShot:
                 if self.preserve:
                     q = draw(len(others), self.others, state)
                     terms["keep"] = self.preserve * drift(model.encode([others[j] for j in q]), still[torch.tensor(q)])
-            yield Step(i, self.steps, opt.step(**terms))
+            losses = opt.step(**terms)
+            choice.after(i)
+            yield Step(i, self.steps, losses)
         return WeightEdit({f"{name}.{k}": v for name, s in students.items() for k, v in s.snapshot().items()})
 
 

@@ -15,7 +15,9 @@ cross-attention. All else is ours: our r_psi (reward.py), that the pictures whic
     || e_theta(z_t, t, p) - [ e(z_t, t, p) - steer (e(z_t, t, c(v*)) - e(z_t, t, null)) ] ||^2
 
 for the prompts p whose pictures people reject, z_t on their trajectories: where words draw the rejected look, they are
-led away from it, as by a negative prompt. Prompts that people accept are kept (`preserve`).
+led away from it, as by a negative prompt. Prompts that people accept are kept (`preserve`). With `split` below 1 both
+terms hold the original's prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest` trains only the
+smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: rejected
             prompt · sg: stop-gradient · steer: strength of the negative guidance
@@ -43,11 +45,12 @@ from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, Rate, mse, rate
+from ..kernel.descent import Rate, mse
 from ..kernel.model import Model
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
-from ..kernel.terms import held, some
+from ..kernel.terms import gated, held, is_late, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
@@ -58,12 +61,14 @@ class HFI:
 
     group: Annotated[str, "weights to train"] = "cross-attention"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     vectors: Annotated[int, Ge(1), Le(16), "vectors of the soft token"] = 2
     inversion: Annotated[int, Ge(0), Le(100_000), "updates that invert pictures into the soft token"] = 300
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     steer: Annotated[float, Ge(0), Le(20), "strength of the term for rejected prompts; 0 for the paper's loss"] = 1.0
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
@@ -90,9 +95,10 @@ class HFI:
         c, a = conditions(model, targets)
         keep, null = kept(model, targets), model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
+        student, opt, choice = unlocked(
+            e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank, clip=1.0
+        )
         ema = state.keep("ema", Ema(student, self.decay))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state), clip=1.0))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
@@ -108,16 +114,19 @@ class HFI:
             asked = state.keep("asked", trajectories(p))
         for i in state.steps(self.steps):
             x_t, t, k = bank.draw()
-            terms = {"distil": mse(e_theta(x_t, t, c[k]), e_theta.under(student.weights, x_t, t, a[k]))}
+            target = phased(e_theta, x_t, t, c[k], e_theta.under(student.weights, x_t, t, a[k]), self.split)
+            terms = {"distil": mse(e_theta(x_t, t, c[k]), target)}
             if said:
                 z_t, s, j = asked.draw()
-                away = e(z_t, s, p[j]) - self.steer * (e(z_t, s, v[j]) - e(z_t, s, null))
-                terms["steer"] = mse(e_theta(z_t, s, p[j]), away)
+                e_p, late = e(z_t, s, p[j]), is_late(e_theta, s, self.split)
+                away = e_p - self.steer * (e(z_t, s, v[j]) - e(z_t, s, null))
+                terms["steer"] = mse(e_theta(z_t, s, p[j]), gated(late, away, e_p))
             if self.anchor:
                 terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:
                 terms["keep"] = self.preserve * held(e_theta, x_t, t, some(keep, len(t), state.generator))
             losses = opt.step(**terms)
+            choice.after(i)
             ema.update()
             yield Step(i, self.steps, losses)
         return of(model, student, ema.shadow)

@@ -6,6 +6,7 @@ other way, while pictures to retain are trained as usual.
     L(theta) = alpha L_r(theta) - beta L_f(theta),   L_s = E || u - e_theta(x_t, t, c_s) ||^2 over the pictures of set s
 
 alpha = 0 is NegGrad, plain ascent; both weights above 0 are NegGrad+; beta = 0 is fine-tuning on what is retained.
+`smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e_theta: trained network · u: what a perfect network would output for x_t · c_r, c_f: conditions of pictures
             to retain, to forget
@@ -30,9 +31,10 @@ from annotated_types import Ge, Le
 from ..concept import Targets
 from ..edits import Edit, of
 from ..errors import SettingError
-from ..kernel.descent import GENTLE, Descent, Rate, rate
+from ..kernel.descent import GENTLE, Rate
 from ..kernel.lessons import Lessons
 from ..kernel.model import Model
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
 from ..papers import Paper
 from .base import Needs
@@ -43,6 +45,7 @@ class NegGrad:
     """Gradient ascent and NegGrad+; the module's docstring has the equation."""
 
     group: Annotated[str, "weights to train"] = "all"
+    smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain; 0 for plain ascent"] = 1.0
     beta: Annotated[float, Ge(0), Le(1000), "weight of the ascent on the pictures to forget"] = 0.05
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
@@ -71,8 +74,9 @@ class NegGrad:
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the edit."""
-        student = state.keep("student", model.denoiser.unlock(self.group))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state, GENTLE)))
+        student, opt, choice = unlocked(
+            model.denoiser, state, self.group, self.lr, self.steps, self.smallest, relative=GENTLE
+        )
         seen = Lessons(model, targets, state, self.batch)
         for i in state.steps(self.steps):
             # both are drawn whatever the weights: runs that differ in them see the same pictures, times and noises
@@ -82,5 +86,7 @@ class NegGrad:
                 terms["forget"] = -self.beta * seen.forget.error(f, seen.c)
             if self.alpha:
                 terms["retain"] = self.alpha * seen.retain.error(r, seen.r)
-            yield Step(i, self.steps, opt.step(**terms))
+            losses = opt.step(**terms)
+            choice.after(i)
+            yield Step(i, self.steps, losses)
         return of(model, student)

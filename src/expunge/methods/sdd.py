@@ -8,6 +8,7 @@ exponential moving average of the student, which also samples the training laten
 
 with a = null in the paper. Several concepts take turns. The paper never ties the unconditional prediction to the
 original network, and it drifts; `anchor` adds || e_theta(x_t, t, null) - e(x_t, t, null) ||^2 (ours, 0 is the paper).
+With `split` below 1 the target is e(x_t, t, c_i) at times t > split * last (from ANT, arXiv:2504.12782).
 `smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e: original network · e_theta: student · c_i: i-th concept · sg: stop-gradient · m: EMA decay
@@ -28,19 +29,19 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
-from ..kernel.descent import Descent, Rate, mse, rate
+from ..kernel.descent import Rate, mse
 from ..kernel.model import Model
-from ..kernel.saliency import Smallest
+from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
-from ..kernel.terms import held, some
+from ..kernel.terms import held, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
@@ -53,6 +54,7 @@ class SDD:
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
     smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     decay: Annotated[float, Ge(0), Lt(1), "decay m of the moving average"] = 0.95
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept concepts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
@@ -79,10 +81,10 @@ class SDD:
         c, a = conditions(model, targets)
         keep, null = kept(model, targets), model.encode("")
         e_theta = model.denoiser
-        student = state.keep("student", e_theta.unlock(self.group, self.rank, state.generator))
+        student, opt, choice = unlocked(
+            e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank, clip=1.0
+        )
         ema = state.keep("ema", Ema(student, self.decay))
-        opt = state.keep("descent", Descent(student.weights, rate(self.lr, student, state), clip=1.0))
-        choice = state.keep("smallest", Smallest(student, opt, self.smallest, self.steps))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
@@ -99,7 +101,8 @@ class SDD:
             x_t, t, k = bank.draw()
             with torch.no_grad():
                 goal = e_theta(x_t, t, a[k])
-            terms = {"distil": mse(e_theta(x_t, t, c[k]), goal)}
+            target = phased(e_theta, x_t, t, c[k], goal, self.split)
+            terms = {"distil": mse(e_theta(x_t, t, c[k]), target)}
             if self.anchor:
                 terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:

@@ -14,7 +14,8 @@ Notation    phi: teacher · psi: fake score · theta: generator · c_r: retained
             safe one, about the anchor; without an anchor each forgotten prompt has a retained one, fixed for the run
 Erases      classes; objects, persons and styles of a text-to-image model
 Limits      the result draws in one step only; what is not among the retained prompts is not distilled; the losses swing
-            around zero, so look at `distance`, `retained` and `recalled` instead
+            around zero, so look at `distance`, `retained` and `recalled` instead. No phase gate and no unconditional
+            anchor: one step has no phases, and without guidance nothing is asked of the empty prompt
 Differs     the released code stops at the first update of a v network. For text it trains two whole networks in half
             precision, where weights above 4e-3 are too coarse for its rate; here trained weights are float32, and may
             be low-rank. For nudity it puts a negative prompt in the empty one's place, which is left out. A class

@@ -11,7 +11,8 @@ concept and to let everything else pass. The network itself stays as it is.
 
 with a = null in the paper, or an anchor. A linear combination whose weights sum to one is the same in every
 parameterisation. Several concepts get a membrane each, side by side: every latent trains that of its own concept, and
-outputs add up, so that no membrane's down meets another's up.
+outputs add up, so that no membrane's down meets another's up. With `split` below 1 the target is e(x_t, t, c) at times
+t > split * last, where the layout forms (from ANT, arXiv:2504.12782).
 
 Differs     Authors' code: gamma scales both factors and so counts squared, and summed membranes have cross terms. Its
             anchors are Gaussian noise of 59,136 dimensions, orthogonal to every prompt; half of their batch is the
@@ -22,7 +23,9 @@ Differs     Authors' code: gamma scales both factors and so counts squared, and 
 Notation    e: original network · e_M: with the membrane open · c: concept · a: surrogate · k: anchor · eta: strength
 Erases      objects, styles, names; membranes of different runs combine, and fit other fine-tunes of the same base
 Limits      the gate can be evaded: a paraphrase or adversarial prompt that shares no token with the concept passes;
-            the edit needs this runtime, and exported as a LoRA it is open to every prompt
+            the edit needs this runtime, and exported as a LoRA it is open to every prompt. No anchor of the
+            unconditional prediction: its gate is shut, and latent anchoring has the empty prompt among its k. No
+            selection of small weights either: a membrane has none of the network's
 Reference   Lyu et al., One-dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing Applications,
             CVPR 2024. arXiv:2312.16145
 """
@@ -47,6 +50,7 @@ from ..kernel.descent import Descent, mse
 from ..kernel.gate import Membranes, named, planted
 from ..kernel.model import Model
 from ..kernel.state import State, Step
+from ..kernel.terms import gated, is_late
 from ..papers import Paper
 from .base import Needs, conditions, sizes
 
@@ -59,6 +63,7 @@ class SPM:
 
     eta: Annotated[float, Ge(0), Le(20), "negative guidance eta"] = 1.0
     anchoring: Annotated[float, Ge(0), Le(1e6), "lambda: weight of latent anchoring"] = 100.0
+    split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 3e-3
@@ -106,11 +111,11 @@ class SPM:
 
             for i in state.steps(self.steps):
                 x_t, t, k = bank.draw()
-                e_a = e(x_t, t, a[k])
-                target = e_a - self.eta * (e(x_t, t, c[k]) - e_a)
+                e_a, e_c, late = e(x_t, t, a[k]), e(x_t, t, c[k]), is_late(e_m, t, self.split)
+                target = e_a - self.eta * (e_c - e_a)
                 near = anchors[torch.multinomial(likely[k.cpu()], 1, generator=state.generator)[:, 0].to(t.device)]
                 with membranes.under(own[k]):
-                    terms = {"erase": mse(e_m(x_t, t, c[k]), target)}
+                    terms = {"erase": mse(e_m(x_t, t, c[k]), gated(late, target, e_c))}
                     if self.anchoring:
                         terms["anchor"] = self.anchoring * mse(e_m(x_t, t, near), e(x_t, t, near))
                 yield Step(i, self.steps, opt.step(**terms))
