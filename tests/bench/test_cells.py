@@ -64,6 +64,14 @@ def test_a_cell_belongs_to_model_settings_and_protocol(model: Any, tmp_path: Pat
     assert cells.finished(tmp_path / "run", UCE(), model.hash, cells.SHORT)
     assert not cells.finished(tmp_path / "run", UCE(), model.hash)
     assert not cells.finished(tmp_path / "run", UCE(ridge=7.0), model.hash, cells.SHORT)
+    # a cell of a version without some option counts for its default alone, and one with an option that is gone does not
+    run = Run(tmp_path / "run")
+    older = {k: v for k, v in run.card.settings.items() if k != "reads"}
+    run.write_card(replace(run.card, settings=older))
+    assert cells.finished(tmp_path / "run", UCE(), model.hash, cells.SHORT)
+    assert not cells.finished(tmp_path / "run", UCE(reads="tokens"), model.hash, cells.SHORT)
+    run.write_card(replace(run.card, settings=older | {"gone": 1}))
+    assert not cells.finished(tmp_path / "run", UCE(), model.hash, cells.SHORT)
     assert not cells.finished(tmp_path / "run", UCE(), "0" * 64, cells.SHORT)
 
 
