@@ -10,7 +10,7 @@ import stat
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,13 @@ class Site:
         return self.ask("POST", path, body, **options)
 
     def raw(self, data: bytes) -> bytes:
-        """Send bytes as they are, and return whatever comes until the server closes."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+        """Send bytes as they are, and return whatever comes until the server closes, or resets."""
+        chunks = []
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection,
+            suppress(ConnectionResetError, BrokenPipeError),
+        ):
             connection.sendall(data)
-            chunks = []
             while chunk := connection.recv(65536):
                 chunks.append(chunk)
         return b"".join(chunks)
@@ -412,7 +415,10 @@ def test_a_body_that_is_cut_off_is_not_taken_for_a_whole_one(wall):
     ],
 )
 def test_garbage_is_refused(wall, data):
-    assert re.match(rb"HTTP/1.1 4\d\d", wall.raw(data))
+    answer = wall.raw(data)
+    # closing before all is read makes the kernel reset the connection, at times before the answer arrives
+    cut_off = len(data) > 65536 and not answer
+    assert cut_off or re.match(rb"HTTP/1.1 4\d\d", answer)
     assert wall.alive()
 
 
