@@ -9,16 +9,20 @@ from typing import Any
 import pytest
 import torch
 
+from expunge import probe as probe_module
 from expunge.backbones import toy
 from expunge.concept import Concept
 from expunge.door import erase
-from expunge.errors import BadRun, Diverged, SettingError
+from expunge.errors import BadRun, ConceptError, Diverged, SettingError, Unsupported
+from expunge.judges.classifier import load_judge
 from expunge.kernel.state import Probe, State, Step
 from expunge.methods.ant import ANT
 from expunge.methods.esd import ESD
 from expunge.methods.salun import SalUn
-from expunge.probe import visible
+from expunge.probe import guide, visible
+from expunge.protocols import protocol
 from expunge.records import Run
+from expunge.zoo.emoji import world as emoji
 
 BOMB = Concept("bomb", templates=("{c}",), keep=("cat",))
 SHORT: dict[str, Any] = {"lr": 0.05, "batch": 2, "rollouts": 2, "sampling_steps": 4}
@@ -163,3 +167,34 @@ def test_a_judge_looks_for_the_most_visible_of_several() -> None:
 def test_a_look_at_nothing_is_refused(concepts: list[Concept], pictures: int) -> None:
     with pytest.raises(SettingError, match="sees nothing"):
         visible(Judge(), concepts, None, pictures=pictures)
+
+
+def test_the_judge_that_guides_is_not_the_one_that_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[Any]()
+
+    def load(path: Path) -> Any:
+        read.append(load_judge(path))
+        return read[-1]
+
+    monkeypatch.setattr(probe_module, "load_judge", load)
+    probe = guide([BOMB, Concept("mono", kind="style")], emoji.world(), until=0.25)
+    assert (probe.until, probe.every) == (0.25, 25)
+    rules = protocol("emoji-v1")
+    assert [j.hash for j in read] == [dict(rules.hashes)[rules.trunk]] != [dict(rules.hashes)[rules.scorer]]
+
+
+@pytest.mark.parametrize(
+    ("concept", "known", "until", "error", "message"),
+    [
+        (BOMB, True, 1.5, SettingError, "no probability"),
+        (BOMB, True, float("nan"), SettingError, "no probability"),
+        (BOMB, False, 0.05, Unsupported, "no protocol judges this model"),
+        (Concept("my look", embedding=Path("look.safetensors")), True, 0.05, ConceptError, "has a name for 'my look'"),
+    ],
+)
+def test_what_no_judge_can_guide(
+    concept: Concept, known: bool, until: float, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        guide(concept, emoji.world() if known else None, until)
+    guide(BOMB, emoji.world(), 0.05)

@@ -110,3 +110,20 @@ def test_the_demo_draws_the_pictures_that_a_method_learns_from(
     drawn = sorted((tmp_path / "run" / "images").rglob("*.png"))
     assert {p.parent.name for p in drawn} == folders
     assert len(drawn) == 3 * len(folders)
+
+
+@pytest.mark.parametrize(("until", "steps"), [("1", 25), ("0", 30)])
+def test_a_judge_ends_an_erasure_early(tmp_path: Path, until: str, steps: int) -> None:
+    out, options = tmp_path / "run", ("-s", "steps=30", "-s", "batch=1", "-s", "rollouts=1", "-s", "sampling_steps=2")
+    said = ["erase", "emoji", "--concept", "bomb", "-m", "esd", "--device", "cpu", "--until", until, "--out", str(out)]
+    assert cli.main([*said, *options]) == 0
+    card = Run.open(out).card
+    assert card.steps == steps
+    assert [0 < seen < 1 for seen in card.losses["probe"]] == [True]
+
+
+def test_nothing_looks_at_what_no_judge_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = ["erase", "tiny", "--concept", "bomb", "--until", "0.05", "--out", str(tmp_path / "run")]
+    assert cli.main(said) == 2
+    assert "no protocol judges this model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

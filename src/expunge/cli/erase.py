@@ -52,6 +52,12 @@ def erase(
         ),
     ] = 0,
     embedding: Annotated[Path | None, typer.Option(help="Token embedding of the concept (.safetensors).")] = None,
+    until: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Stop early, at this probability that a judge sees the concept; shipped text models."
+        ),
+    ] = None,
     config: Config = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -66,7 +72,7 @@ def erase(
     options = {"allow_pickle": allow_pickle, "config": config}
     edit = _erase(
         model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
-        recipe=recipe, kind=kind, make_images=make_images, details=details, options=options,
+        recipe=recipe, kind=kind, make_images=make_images, until=until, details=details, options=options,
     )  # fmt: skip
     if edit.card:
         terminal.say(terminal.outcome(edit.card))
@@ -117,6 +123,7 @@ def _erase(
     recipe: Path | None = None,
     kind: str = "",
     make_images: int | None = 0,
+    until: float | None = None,
     details: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Edit:
@@ -130,9 +137,15 @@ def _erase(
     given = {k: v for k, v in chosen.items() if k != "method"} | flags.parse(settings or ())
     if name not in METHODS:
         raise SettingError(f"unknown method {name!r}. Methods: {', '.join(METHODS)}.{nearest(name, METHODS)}")
-    concepts = _concepts(names, kind, details or {}, _known_world(model))
+    world = _known_world(model)
+    concepts = _concepts(names, kind, details or {}, world)
     if not resume:
         need_empty(out)
+    probe = None
+    if until is not None:
+        from ..probe import guide
+
+        probe = guide(concepts, world, until)
     target = resolve(device)
     built = flags.build(get(name), given)
     if make_images is None:
@@ -145,7 +158,7 @@ def _erase(
     terminal.say(*terminal.plan(model, concepts, built, out, seed))
     with terminal.bars() as tick:
         return through(
-            loaded, concepts, built, seed=seed, out=out, resume=resume, make_images=make_images,
+            loaded, concepts, built, seed=seed, out=out, resume=resume, make_images=make_images, probe=probe,
             progress=terminal.steps(tick),
         )  # fmt: skip
 
