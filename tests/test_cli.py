@@ -427,6 +427,34 @@ def test_generate_leads_away_from_a_token(capsys: pytest.CaptureFixture[str], tm
     assert not (tmp_path / "refused").exists()
 
 
+def test_generate_carries_membranes_over_to_another_fine_tune(
+    capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path
+) -> None:
+    from expunge.backbones import tiny
+
+    tiny.save(tmp_path / "tune", seed=1)
+    loud = [
+        *QUICK[2:],
+        "-s",
+        "steps=12",
+        "-s",
+        "lr=0.5",
+        "-s",
+        "anchoring=0",
+    ]  # else no pixel of an untrained model moves
+    expect(capsys, "erase", "tiny", "--concept", "bomb", "-m", "spm", *loud, "--out", tmp_path / "membrane")
+    common = ["generate", tmp_path / "tune", "--prompt", "bomb", "--seeds", "0", "--steps", "2"]
+    expect(capsys, *common, "--out", tmp_path / "base")
+    edited = [*common, "--edit", tmp_path / "membrane"]
+    assert "made for 'tiny' with weights" in expect(capsys, *edited, "--out", tmp_path / "none", code=2)[1]
+    expect(capsys, *edited, "--transfer", "--out", tmp_path / "moved")
+    pictures = [(tmp_path / name / "000.png").read_bytes() for name in ("base", "moved")]
+    assert pictures[0] != pictures[1]
+    for more, why in ((["--edit", run], "this edit is of kind"), ([], "no --edit is given")):
+        assert why in expect(capsys, *common, *more, "--transfer", "--out", tmp_path / "none", code=2)[1]
+    assert not (tmp_path / "none").exists()
+
+
 def test_generate_says_what_of_a_prompt_is_cut(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     common = ["generate", "tiny", "--seeds", "0", "--steps", "1", "--prompt", "a bomb", "--prompt"]
     _, err = expect(capsys, *common, "a very long prompt indeed", "--out", tmp_path / "cut")

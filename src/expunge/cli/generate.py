@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +13,10 @@ import typer
 from .options import Config, Device, ModelName, Pickle, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
+    from ..edits import Edit
     from ..kernel.model import Model
 
 
@@ -22,6 +26,10 @@ def generate(
     prompt: Annotated[list[str], typer.Option(help="What to draw; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder of the pictures; empty, or not there yet.")],
     edit: Annotated[Path | None, typer.Option(help="Run, or edit file, to apply.")] = None,
+    transfer: Annotated[
+        bool,
+        typer.Option("--transfer", help="The edit's membranes (spm) are tried on another fine-tune of their base."),
+    ] = False,
     seeds: Annotated[str, typer.Option(help="Numbers and ranges, such as 0-7,12.")] = "0-7",
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Sampling steps; default: as the model has it.")
@@ -37,8 +45,6 @@ def generate(
     allow_pickle: Pickle = False,
 ) -> None:
     """Draw pictures: numbered PNGs and a contact sheet."""
-    from contextlib import nullcontext
-
     from .. import gate, terminal
     from ..records import need_empty
     from ..storage import sweep
@@ -52,11 +58,12 @@ def generate(
     from ..edits import load_edit
 
     applied = load_edit(edit) if edit else None
+    on = _placing(applied, transfer)
     base = load(model, device=target, allow_pickle=allow_pickle, config=config)
     _warn_cut(base, prompt, "prompt")
     prompts = [p for p in prompt for _ in numbers]
     with (
-        applied.on(base) if applied else nullcontext(base) as ready,
+        on(base) as ready,
         tokens.readable(ready, negative) as avoided,
     ):
         _need_guidance(ready, guidance, negative)
@@ -72,6 +79,25 @@ def generate(
             )
     sheet.save(out, images, prompts, list(numbers) * len(prompt), columns=min(8, len(numbers)))
     typer.echo(f"Pictures: {len(images)} in {out}, all on {out / 'sheet.png'}")
+
+
+def _placing(edit: Edit | None, transfer: bool) -> Callable[[Model], AbstractContextManager[Model]]:
+    """Return what puts an edit on a model for a while.
+
+    Raises:
+        SettingError: an edit, or none, that cannot be tried on another model.
+    """
+    from ..edits import GatedEdit
+    from ..errors import SettingError
+
+    if not transfer:
+        return edit.on if edit else nullcontext
+    if not isinstance(edit, GatedEdit):
+        found = f"this edit is of kind {edit.kind!r}" if edit else "no --edit is given"
+        raise SettingError(
+            f"--transfer is for the membranes of `spm`, and {found}. Leave it out, and erase from this model itself."
+        )
+    return partial(edit.on, transfer=True)
 
 
 def _warn_cut(model: Model, prompts: Sequence[str], kind: str) -> None:

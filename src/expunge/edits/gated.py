@@ -144,8 +144,8 @@ class GatedEdit:
             check_base(self.card, model)
         except BadEdit as error:
             raise BadEdit(
-                f"{error} Membranes can also be tried on another fine-tune of the same base: "
-                "`with edit.on(model, transfer=True):`."
+                f"{error} Membranes can also be tried on another fine-tune of the same base: `expunge generate "
+                "--transfer`, or `with edit.on(model, transfer=True):`."
             ) from error
 
     def _fitted(self, model: Model) -> dict[str, tuple[Tensor, Tensor]]:

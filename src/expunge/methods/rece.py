@@ -68,7 +68,7 @@ class RECE:
     rounds: Annotated[int, Ge(0), Le(100), "how often new encodings are derived and erased; 0 is UCE"] = 2
     shrink: Annotated[float, Gt(0), Le(1e6), "lambda: pull of derived encodings towards zero"] = 0.1
     ridge: Annotated[float, Gt(0), Le(1e6), "lambda_1: pull towards the original weights"] = 0.1
-    preserve: Annotated[float, Ge(0), Le(1e6), "lambda_2: weight of the kept concepts against the erased ones"] = 1.0
+    preserve: Annotated[float, Ge(0), Le(1e6), "lambda_2: weight of the kept concepts against the erased ones"] = 3.0
     sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512
 
     family: ClassVar[str] = "closed form"

@@ -62,7 +62,7 @@ class SalUn:
     density: Annotated[float, Ge(0), Le(1), "share of the group that is trained; 1 for no mask"] = 0.5
     smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     draws: Annotated[int, Ge(1), Le(1000), "times and noises of each picture in the mask's gradient"] = 4
-    alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain"] = 1.0
+    alpha: Annotated[float, Ge(0), Le(1000), "weight of the pictures to retain"] = 5.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
     lr: Annotated[Rate, "Adam's learning rate; auto: 0.3 % of the weights' root mean square"] = "auto"
     batch: Annotated[int, Ge(1), Le(1024), "pictures an update, of each set"] = 8

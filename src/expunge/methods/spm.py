@@ -62,7 +62,7 @@ class SPM:
     """Semi-permeable membranes; the module's docstring has the equations."""
 
     eta: Annotated[float, Ge(0), Le(20), "negative guidance eta"] = 1.0
-    anchoring: Annotated[float, Ge(0), Le(1e6), "lambda: weight of latent anchoring"] = 100.0
+    anchoring: Annotated[float, Ge(0), Le(1e6), "lambda: weight of latent anchoring"] = 10.0
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
