@@ -65,7 +65,7 @@ class SPM:
     anchoring: Annotated[float, Ge(0), Le(1e6), "lambda: weight of latent anchoring"] = 10.0
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
-    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 200
+    steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 100
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate"] = 3e-3
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of the bank"] = 8
