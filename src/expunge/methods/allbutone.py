@@ -19,8 +19,8 @@ Notation    e: original network · e_theta: trained network · c: concept · a: 
 Erases      objects, styles, names, several at once; best with an anchor, which is what the concept becomes
 Limits      without the paper's settings none of its numbers can be reproduced; neighbours of the concept drift unless
             they are kept
-Differs     there is no code of the authors to differ from. The loss is ours; their way of inspecting a result by
-            inverting pictures is left out
+Differs     there is no code of the authors to differ from. The loss and `preserve` are ours; their way of inspecting
+            a result by inverting pictures is left out
 Reference   Hong, Lee and Woo, All but One: Surgical Concept Erasing with Model Preservation in Text-to-Image Diffusion
             Models, AAAI 2024. arXiv:2312.12807
 """

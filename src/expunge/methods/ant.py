@@ -27,7 +27,7 @@ Differs     the authors' code for one concept computes L_null without gradient, 
             it trains low-rank updates by guided predictions (scale 7.5, which makes the same target and a loss 56 times
             as large) and fuses them in MACE's closed form; here one group is trained for all, by plain ones. Latents
             are 39 to 58 timesteps cleaner than the t that the network is told, for many concepts 19; here each has its
-            own
+            own. `preserve` is ours
 Reference   Li et al., Set You Straight: Auto-Steering Denoising Trajectories to Sidestep Unwanted Concepts, ACM
             Multimedia 2025. arXiv:2504.12782
 """

@@ -21,7 +21,7 @@ Differs     the authors' code takes losses in x0 (space="x0"), which favours noi
             of their distances, here evenly by rank, and lets z_t follow c_a; here z_t belongs to random candidates,
             since c_a changes faster than a bank of latents. AGE's paper maximises the erasing term over c_a as well; in
             its code, as here, that term gives c_a no gradient: the word most unlike the concept would win. AGE's
-            mixtures of several targets are left out
+            mixtures of several targets are left out. `preserve` is ours; their search takes one step an update
 Reference   Bui et al., Erasing Undesirable Concepts in Diffusion Models with Adversarial Preservation, NeurIPS 2024.
             arXiv:2410.15618; AGE: Bui et al., Fantastic Targets for Concept Erasure in Diffusion Models and Where To
             Find Them, ICLR 2025. arXiv:2501.18950

@@ -75,7 +75,7 @@ def sizes(targets: Sequence[Targets]) -> list[int]:
 
 
 def kept(model: Model, targets: Sequence[Targets], most: int | None = None) -> Condition | None:
-    """Encode the prompts of explicitly kept concepts, at most so many; None when there are none."""
+    """Encode prompts to keep, at most so many: of named concepts, else of what a world holds; None without."""
     keeps = [k for target in targets for k in target.keeps]
     return model.encode(keeps if most is None else thinned(keeps, most)) if keeps else None
 

@@ -16,7 +16,7 @@ Notation    e: denoiser, frozen · E: original text encoders · E_theta: trained
             the anchor, empty without one · q: kept prompts and the empty one · x_t: noised pictures of the concept
 Erases      objects, styles, names, as far as prompts go through the text encoder; in seconds
 Limits      whoever puts the original text encoder back, or hands the denoiser an embedding, has the concept again. With
-            "ascent" nothing holds other prompts, and steps and lr decide everything
+            "ascent" nothing holds other prompts, and steps and lr decide everything: the paper's are 8 and 1e-5
 Differs     the bounded loss and its anchors are ours; every text encoder is trained, where the released code knows one.
             It also flips pictures at random once, when it reads them, and counts layers as of CLIP-L only
 Reference   Fuchi and Takagi, Erasing Concepts from Text-to-Image Diffusion Models with Few-shot Unlearning, BMVC 2024.

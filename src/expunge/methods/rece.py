@@ -15,7 +15,8 @@ Differs     Authors' code: each round starts from the weights of the last and er
             before may come back; its goal a is read by weights already edited, and it also moves the start token, which
             every prompt shares. Here a round adds its c', and what is kept once more, to one sum over all rounds; goals
             are read by the original weights, and only tokens that the concept's word changes are erased. lambda and
-            lambda_1 are absolute there, here relative to the mean eigenvalue of what they are added to.
+            lambda_1 are absolute there (0.1 or less), here relative to the mean eigenvalue of what they are added to:
+            0.1 of that shortens c' until it points away from the concept.
 Notation    W: a text reader · W*: edited · c: token encoding of the concept · a: of the anchor's prompt · k: kept
 Erases      objects, styles, names, nudity; hundreds at once, in seconds
 Limits      every round takes more from what is near the concept: kept concepts must be listed (or the world supplies
@@ -65,10 +66,10 @@ class RECE:
     """Reliable and efficient concept erasure; the module's docstring has the equations."""
 
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or the paper's empty"] = "blank"
-    rounds: Annotated[int, Ge(0), Le(100), "how often new encodings are derived and erased; 0 is UCE"] = 2
-    shrink: Annotated[float, Gt(0), Le(1e6), "lambda: pull of derived encodings towards zero"] = 0.1
-    ridge: Annotated[float, Gt(0), Le(1e6), "lambda_1: pull towards the original weights"] = 0.1
-    preserve: Annotated[float, Ge(0), Le(1e6), "lambda_2: weight of the kept concepts against the erased ones"] = 3.0
+    rounds: Annotated[int, Ge(0), Le(100), "how often new encodings are derived and erased; 0 is UCE"] = 3
+    shrink: Annotated[float, Gt(0), Le(1e6), "lambda: pull of derived encodings towards zero"] = 1e-3
+    ridge: Annotated[float, Gt(0), Le(1e6), "lambda_1: pull towards the original weights"] = 0.01
+    preserve: Annotated[float, Ge(0), Le(1e6), "lambda_2: weight of the kept concepts against the erased ones"] = 10.0
     sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512
 
     family: ClassVar[str] = "closed form"

@@ -18,8 +18,8 @@ Erases      objects, styles, classes of which there are pictures, or which the b
 Limits      what no retained picture shows is not kept, an anchor included; the target is the model's own output, which
             drifts as it is trained; the soft threshold, which moves weights back, and `smallest`, which halfway
             holds some where they are, exclude each other
-Differs     the released code takes the mask's gradient from one time and noise a picture and, for text-to-image, from
-            the guided prediction; starts its loader afresh at every update, so that only the first batch is forgotten
+Differs     the released code takes the mask's gradient from one time and noise a picture, and from the guided
+            prediction; starts its loader afresh at every update, so that only the first batch is forgotten
             (until February 2026); relabels class k as k + 1; sums the retaining error of its DDPM over the picture, so
             that its alpha of 0.001 is 3.07 of ours at 3 x 32 x 32; lets the soft threshold end at 0 instead of density.
             For text-to-image it noises two samples of the autoencoder's posterior, one for each side of the forgetting

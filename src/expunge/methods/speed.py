@@ -1,7 +1,7 @@
 """SPEED - erasure in the null space of what is kept.
 
-Edits every linear layer that reads the prompt encoding, in closed form, by an update that what is retained cannot see:
-its rows lie where encodings to retain have next to no energy.
+Edits every linear layer that reads the prompt encoding, in closed form, by an update that what is retained hardly sees:
+its rows lie where encodings to retain have little energy.
 
     Delta = argmin sum_i || (W + Delta P) c_i - W a_i ||^2 + lambda || Delta P ||^2   with   Delta P s = 0
     P: projection on the eigenvectors of mean_k k k^T with eigenvalues below the threshold              (null space)
@@ -22,8 +22,8 @@ Differs     Authors' code solves the equality by Lagrange multipliers, with expl
             tokens of prompts to retain, and every text reader. Threshold and lambda are absolute there.
 Notation    W: a text reader · c: token encoding of the concept · a: of the anchor's prompt · k: retained · s: invariant
 Erases      objects, styles, names; hundreds at once, in seconds
-Limits      as strong as the null space is large: what resembles too much of what is retained is erased in part; a
-            concept that nothing retained resembles gains nothing over UCE
+Limits      as strong as the null space is large: where much is retained none is left, and the threshold lets some of
+            it in, which pays with what is retained; a concept that nothing retained resembles gains nothing over UCE
 Reference   Li et al., SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models, ICLR 2026.
             arXiv:2503.07392
 """
@@ -55,8 +55,8 @@ class SPEED:
     """Erasure in the null space of what is kept; the module's docstring has the equations."""
 
     anchorless: Annotated[Anchorless, "what prompts become without an anchor: blank, or the paper's empty"] = "blank"
-    threshold: Annotated[float, Gt(0), Le(1e6), "eigenvalue, relative to the mean, below which space is null"] = 0.1
-    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.03
+    threshold: Annotated[float, Gt(0), Le(1e6), "eigenvalue, relative to the mean, below which space is null"] = 0.3
+    ridge: Annotated[float, Gt(0), Le(1e6), "lambda: pull towards the original weights"] = 0.3
     filter: Annotated[bool, "retain only what the erasure would move more than average"] = False
     augment: Annotated[float, Ge(0), Le(1e6), "variance of augmented encodings, relative to the mean; 0 for none"] = 0.0
     sample: Annotated[int, Ge(1), Le(100_000), "erased prompts, and as many kept ones, to look at"] = 512

@@ -9,7 +9,7 @@ closed form; kept concepts and, by a ridge, everything else stay.
 The sums run over token encodings: a token of the concept's prompt is paired with the corresponding one of the same
 prompt about the anchor. Without an anchor that is the same prompt without the concept's word, so that what the rest of
 the prompt says (a style, say) is read as before; anchorless="empty" pairs with the empty prompt, as the paper does.
-Encodings are weighted so that erased and kept ones have the same total weight, however many there are; of the prompts
+Erased encodings have one total weight and kept ones `preserve` times as much, however many there are; of the prompts
 of hundreds of concepts, and of all that a world knows, a sample is looked at.
 
 reads="tokens" solves the same equation one layer earlier, for the text encoder's table of vectors, which reads a token
