@@ -22,8 +22,8 @@ Differs     the released code divides by |grad L_f| |grad L_r| in lambda (multip
             most updates on an inner loop for min_phi, a constant of the outer loss, which has no gradient and is left
             out here; for text-to-image undoes it inside the loop over K, with all outer updates so far; and starts its
             loader afresh at every update, so that only the first batch is forgotten. Its DDPM keeps an average of the
-            weights (0.99) and clips the gradient at norm 1, and its noise target was also the noise that formed x_t. Its
-            c_m for text-to-image is always "a photo of a pokemon"
+            weights (0.99) and clips the gradient at norm 1, and its noise target was also the noise that formed x_t.
+            Its c_m for text-to-image is always "a photo of a pokemon"
 Reference   Wu et al., Erasing Undesirable Influence in Diffusion Models, CVPR 2025. arXiv:2401.05779
 """
 
