@@ -21,8 +21,8 @@ Differs     the paper replaces h by the reconstruction; here its error stays, so
             code takes tau from another statistic than it compares with (largest token, not mean; -6, not -8), and for
             nudity from none, so that it stops; its loss against dead features never starts; its autoencoder is trained
             without the padding that it edits later. Its tau is 0.99 of what the concept's weakest prompt has
-            (`margin`), here a rate of false positives. A feature may be shared by a few neutral prompts here (`shared`);
-            a small autoencoder has none left without
+            (`margin`), here a rate of false positives. A feature may be shared by a few neutral prompts here
+            (`shared`); a small autoencoder has none left without
 Reference   Tian et al., Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion
             Models, 2025. arXiv:2503.09446
 """
