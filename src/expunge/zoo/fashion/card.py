@@ -192,8 +192,8 @@ def ship(folder: Path, *, anyway: bool = False) -> None:
     if missed and not anyway:
         shutil.rmtree(new)
         raise BadModel(
-            f"{folder} is not shipped: {'; '.join(missed)}. Train longer (--steps of its stage), take out of {WEIGHTS} what "
-            "nobody needs, or ship it as it is: card --anyway. The package is as it was."
+            f"{folder} is not shipped: {'; '.join(missed)}. Train longer (--steps of its stage), take out of {WEIGHTS} "
+            "what nobody needs, or ship it as it is: card --anyway. The package is as it was."
         )
     shutil.rmtree(old, ignore_errors=True)
     if WEIGHTS.is_dir():
