@@ -1,4 +1,4 @@
-"""The recipe of the `emoji` world, on made-up pictures: joining, drawing, captions, resuming."""
+"""The recipe of the `emoji` world, on made-up pictures: joining, drawing, captions, leaving out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from expunge.backbones import load
 from expunge.errors import ConceptError, NeedsError
 from expunge.zoo import run
 from expunge.zoo.emoji import __main__ as recipe
 from expunge.zoo.emoji import card, data, text, unet, world
-from expunge.zoo.emoji.training import Ema, Pictures, cosine, generator, lacking, last, listed, loop, named
+from expunge.zoo.emoji.training import Pictures, generator, lacking, last, listed, named
 
 
 @pytest.fixture
@@ -245,52 +245,6 @@ def test_targets_and_their_relatives_are_in_the_world() -> None:
     assert len(world.BENCH_TARGETS) == 16
     assert {*world.BENCH_TARGETS, *world.KEPT} <= names
     assert set(world.BENCH_STYLES) <= set(world.STYLES)
-
-
-def fit(work: Path, stop: int | None = None) -> Tensor:
-    """Train a linear map by the recipe's loop; `stop` raises in the middle, as a kill would end it."""
-    torch.default_generator.manual_seed(0)
-    net = nn.Linear(4, 1)
-    ema = Ema(net, decay=0.9)
-    optimizer = torch.optim.AdamW(net.parameters(), 0.05)
-
-    def update(step: int, rng: torch.Generator) -> Tensor:
-        if step == stop:
-            raise KeyboardInterrupt
-        x = torch.randn(8, 4, generator=rng)
-        return (net(x) - x.sum(1, keepdim=True)).square().mean()
-
-    loop(
-        "net",
-        work,
-        30,
-        {"net": net, "ema": ema},
-        optimizer,
-        lambda i: cosine(i, 30, warmup=5),
-        update,
-        after=ema.update,
-    )
-    ema.copy_to_modules()
-    return net.weight.detach().clone()
-
-
-def test_training_goes_on_after_a_kill_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("expunge.zoo.emoji.training.CHECKPOINT_SECONDS", 0.0)
-    for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
-    whole = fit(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "killed", stop=17)
-    assert torch.load(tmp_path / "killed" / "net.ckpt", weights_only=True)["step"] == 17
-    assert torch.equal(fit(tmp_path / "killed"), whole)
-
-
-def test_learning_rate_warms_up_holds_and_decays() -> None:
-    assert cosine(0, 1000) == pytest.approx(0.01)
-    assert cosine(300, 1000, flat=0.5) == 1
-    assert cosine(1000, 1000) == pytest.approx(0.02)
 
 
 # ---------------------------------------------------------------------------------------------------------- leaving out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ import torch
 
 from expunge.auditing import audit
 from expunge.backbones import load
+from expunge.backbones.classcond import ClassModel
 from expunge.concept import Concept
 from expunge.errors import ConceptError, NeedsError, SettingError
-from expunge.judges.classes import load_judge, load_panel
+from expunge.judges.classes import ClassJudge, load_judge, load_panel
 from expunge.protocols import PROTOCOLS
 from expunge.zoo import run
 from expunge.zoo.fashion import __main__ as recipe
-from expunge.zoo.fashion import card, data, ddpm, judges
+from expunge.zoo.fashion import card, data, ddpm, guide, judges
 from expunge.zoo.fashion.world import CIFAR, FASHION, Source
 from expunge.zoo.gold import gold
 
@@ -137,13 +139,44 @@ def test_augmentation_moves_mirrors_and_keeps_the_size() -> None:
     x = torch.zeros(64, 1, 32, 32)
     x[:, :, 10, 5:9] = 1
     out = judges.augmented(x, torch.Generator().manual_seed(0))
-    assert out.shape == (64, 3, 32, 32)
+    assert out.shape == (64, 1, 32, 32)
     assert {float(v) for v in out.sum((2, 3)).unique()} == {4.0}
     left = out[:, 0].amax(1).argmax(1)
     assert {*range(3, 8)} >= {int(v) for v in left if v < 16}
     assert 10 < int((left > 16).sum()) < 54
     plain = judges.augmented(x, torch.Generator().manual_seed(0), flip=False)
     assert int((plain[:, 0].amax(1).argmax(1) > 16).sum()) == 0
+
+
+def test_softening_keeps_texture_and_gives_gray_no_colour() -> None:
+    """Stripes of single pixels, which a blur of 1.0 wipes out, are the texture that tells shirt from coat."""
+    gray = torch.full((64, 1, 32, 32), 0.3)
+    gray[:, :, ::2] = 0.7
+    out = judges.softened(gray, torch.Generator().manual_seed(0))
+    assert not torch.equal(out, gray)
+    seen = judges.three(out)
+    assert torch.equal(seen, seen[:, :1].expand_as(seen))
+    stripes = [(x[0, 8:24:2].mean() - x[0, 9:24:2].mean()).item() / 0.4 for x in out]
+    assert min(stripes) > 0.45
+    assert max(stripes) < 1.15
+    # what is one colour stays about that colour: channels differ by noise, not by a tint
+    red = torch.tensor([0.8, 0.4, 0.2])[:, None, None].expand(64, 3, 32, 32)
+    means = judges.softened(red, torch.Generator().manual_seed(0)).mean((2, 3))
+    apart = (means - means[:, 1:2]) / torch.tensor([0.4, 1.0, -0.2])
+    torch.testing.assert_close(apart[:, 0], apart[:, 2], atol=0.03, rtol=0)
+
+
+def test_judges_learn_from_gray_pictures_alone(work: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    forward = ClassJudge.features
+    monkeypatch.setattr(judges, "BATCH", 16)
+    monkeypatch.setattr(ClassJudge, "features", lambda self, x: (seen.append(x), forward(self, x))[1])
+    judges.train(work, source, "a", 1)
+    assert seen[0].shape == (16, 3, 32, 32)
+    assert torch.equal(seen[0], seen[0][:, :1].expand_as(seen[0]))
+    # the second half is softened, the first is not
+    flat = [x[0, 12:18, 12:18].std().item() for x in seen[0]]
+    assert max(flat[:8]) < 1e-6 < min(flat[8:])
 
 
 def test_the_stages_make_a_model_that_loads_with_its_judges(
@@ -165,7 +198,18 @@ def test_the_stages_make_a_model_that_loads_with_its_judges(
     for log in work.glob("*.jsonl"):
         # written every 50 steps
         log.write_text('{"step": 50, "loss": 0.5, "seconds": 3}\n')
-    folder = card.assemble(work, source)
+    told = guide.compare(work, source, [1.0, 2.0], 20)
+    assert json.loads((work / guide.RESULT).read_text()) == told
+    assert (told["judge"], told["pictures"], list(told["scales"])) == ("fashion-judge-a", 20, ["1.0", "2.0"])
+    assert told["scales"]["1.0"]["fid_fashion64"] != told["scales"]["2.0"]["fid_fashion64"]
+    # what is drawn is drawn once, the card's pictures at the model's own scale as well
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassModel, "generate", None)
+        assert guide.compare(work, source, [1.0, 2.0], 20) == told
+        folder = card.assemble(work, source)
+    assert json.loads((folder / "figures.json").read_text())["drawn"] == {
+        k: v for k, v in told["scales"]["1.0"].items() if k != "accuracy"
+    }
     model = load(folder)
     assert model.world is not None
     assert model.world.name == "fashion"
@@ -211,9 +255,72 @@ def test_a_class_left_out_is_never_seen(work: Path, source: Source, monkeypatch:
     assert len(seen) == 24
     assert 7 not in seen
     assert load(work / "pipeline-without-7").world is not None
+    # asking for it is asking for no class; a class that was seen has a row of its own
+    rows = load(work / "pipeline-without-7").denoiser.module.class_embedding.weight
+    start = ddpm.network(FASHION).class_embedding.weight.half()
+    assert not torch.allclose(start[7], start[10], atol=0.1)
+    assert torch.equal(rows[7], rows[10])
+    assert not torch.allclose(rows[6], rows[10], atol=0.1)
+    assert torch.allclose(rows[10], start[10].float(), atol=0.1)
     assert ddpm.absent(FASHION, "7") == 7
     with pytest.raises(ConceptError, match="Did you mean 'Sneaker'"):
         ddpm.absent(FASHION, "Sneakers")
+
+
+def test_training_on_an_accelerator_mixes_no_devices(
+    work: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors of the device `meta` have no values; they stand for an accelerator, which this machine need not have."""
+    losses: list[torch.Tensor] = []
+
+    def once(*args: object, **_: object) -> float:
+        losses.append(args[6](0, torch.Generator()))
+        raise KeyboardInterrupt
+
+    # its fused step knows real devices only, and is not what is asked
+    monkeypatch.setattr(torch.optim, "AdamW", lambda *_, **__: None)
+    for module in (ddpm, judges):
+        monkeypatch.setattr(module, "loop", once)
+        monkeypatch.setattr(module, "BATCH", 4)
+    with pytest.raises(KeyboardInterrupt):
+        ddpm.train(work, source, 1, guidance=1.0, device="meta")
+    for which in ("a", "features"):
+        with pytest.raises(KeyboardInterrupt):
+            judges.train(work, source, which, 1, device="meta")
+    assert [loss.device.type for loss in losses] == ["meta"] * 3
+
+
+@pytest.mark.parametrize("stage", ["ddpm", "judges", "features", "all"])
+def test_a_device_that_is_not_here_is_told_first(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run(lambda: recipe.app([stage, "--work", str(tmp_path / "work"), "--device", "cuda"])) == 2
+    assert capsys.readouterr().err.startswith("error: there is no cuda device here. Devices here: ")
+    assert not (tmp_path / "work").exists()
+
+
+def test_options_reach_the_trainings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, object]] = []
+    for module in (ddpm, judges):
+        monkeypatch.setattr(module, "train", lambda *_, **names: given.append(names))
+    for stage in ("ddpm", "judges", "features"):
+        recipe.app([stage, "--work", str(tmp_path), "--device", "cpu", "--lr", "2e-4"], standalone_mode=False)
+    assert [(names["lr"], names["device"]) for names in given] == [(2e-4, "cpu")] * 4
+
+
+@pytest.mark.parametrize("scales", ["", "1,,2", "1,x", "0.5", "nan", "2,inf"])
+def test_what_is_no_guidance_scale(scales: str) -> None:
+    assert guide.read_scales("1, 1.25,2.5,1") == [1, 1.25, 2.5]
+    with pytest.raises(SettingError, match="is no guidance scale: numbers of at least 1"):
+        guide.read_scales(scales)
+
+
+def test_guide_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(NeedsError, match=r"pipeline is missing. Run the stage `ddpm`"):
+        guide.compare(tmp_path, FASHION, [1.0], 1000)
+    with pytest.raises(SettingError, match="--count 9 is too few: at least 10"):
+        guide.compare(tmp_path, FASHION, [1.0], 9)
 
 
 def test_a_snapshot_needs_a_checkpoint(tmp_path: Path) -> None:

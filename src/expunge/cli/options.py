@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .. import complete
-from ..errors import SettingError, nearest
+from .. import complete, devices
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES, resolve = devices.DEVICES, devices.resolve
 
 ModelName = Annotated[
     str,
@@ -40,22 +39,3 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupt
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Config = Annotated[Path | None, typer.Option(help="Configuration folder of a single-file checkpoint.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled checkpoints, which can run any code.")]
-
-
-def resolve(wanted: str) -> str:
-    """Return the device to use; "auto" takes the fastest there is.
-
-    Raises:
-        SettingError: unknown, or not on this machine.
-    """
-    if wanted not in DEVICES:
-        raise SettingError(f"unknown device {wanted!r}. Devices: {', '.join(DEVICES)}.{nearest(wanted, DEVICES)}")
-    if wanted == "cpu":
-        return wanted
-    import torch
-
-    fastest_first = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    here = [name for name, is_here in fastest_first.items() if is_here]
-    if wanted not in ("auto", *here):
-        raise SettingError(f"there is no {wanted} device here. Devices here: {', '.join(here)}.")
-    return here[0] if wanted == "auto" else wanted

@@ -28,7 +28,7 @@ JITTER = 0.12  # largest change of contrast, brightness and each colour channel
 
 
 def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur every picture (b, 3, h, w) by a Gaussian of its own standard deviation, sigma (b,) in pixels."""
+    """Blur every picture (b, c, h, w) by a Gaussian of its own standard deviation, sigma (b,) in pixels."""
     taps = torch.arange(-3, 4, dtype=images.dtype, device=images.device)
     weights = torch.exp(-taps.square() / (2 * sigma[:, None].clamp_min(1e-2).square()))
     weights = (weights / weights.sum(1, keepdim=True))[:, :, None, None, None]

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...errors import ConceptError, NeedsError, nearest
+from ...checkpoint import finite
+from ...errors import ConceptError, Diverged, NeedsError, nearest
 from .data import slug
 from .world import BACKGROUNDS, BENCH_TARGETS, KEPT, Entry
 
@@ -198,18 +199,14 @@ def loop(
 
     Returns:
         Seconds of training, resumed runs included.
+
+    Raises:
+        Diverged: a loss, a weight or a moment of the optimiser became NaN or infinite; the last good checkpoint stays.
     """
     path = work / f"{name}.ckpt"
     base = [g["lr"] for g in optimizer.param_groups]
-    step, spent = 0, 0.0
-    if path.exists():
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-        step, spent = saved["step"], saved["seconds"]
-        for key, keeper in {**states, "optimizer": optimizer}.items():
-            keeper.load_state_dict(saved[key])
-        for p, moments in optimizer.state.items():
-            # a fused step walks parameter and moments in one order: both must lie in memory alike
-            moments.update({k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape})
+    kept: dict[str, Stateful] = {**states, "optimizer": optimizer}
+    step, spent = resumed(path, kept, optimizer)
     start = saved_at = time.monotonic()
     mean: float | None = None
     with tqdm(total=steps, initial=step, desc=name, mininterval=15) as bar, (work / f"{name}.jsonl").open("a") as log:
@@ -221,10 +218,13 @@ def loop(
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters(optimizer), 1.0)
             optimizer.step()
+            # read when all work of the step is queued: an accelerator would wait for the number
+            value = loss.item()
+            if not math.isfinite(value):
+                raise diverged(f"the loss was {value}", step, path)
             if after:
                 after()
             step += 1
-            value = loss.item()
             mean = value if mean is None else 0.98 * mean + 0.02 * value
             bar.update()
             if step % 50 == 0:
@@ -233,10 +233,48 @@ def loop(
                 log.flush()
             if time.monotonic() - saved_at > CHECKPOINT_SECONDS or step == steps:
                 saved_at = time.monotonic()
-                state = {k: v.state_dict() for k, v in {**states, "optimizer": optimizer}.items()}
-                torch.save({**state, "step": step, "seconds": spent + saved_at - start}, path.with_suffix(".part"))
-                os.replace(path.with_suffix(".part"), path)
+                keep(path, kept, step, spent + saved_at - start)
     return spent + time.monotonic() - start
+
+
+def resumed(path: Path, kept: dict[str, Stateful], optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+    """Put a checkpoint's states back where there is one; return its step and seconds, 0 and 0 without."""
+    if not path.exists():
+        return 0, 0.0
+    saved = torch.load(path, weights_only=True, map_location="cpu")
+    for key, keeper in kept.items():
+        keeper.load_state_dict(saved[key])
+    for p, moments in optimizer.state.items():
+        # a fused step walks parameter and moments in one order: both must lie in memory alike
+        moments.update({k: torch.empty_like(p).copy_(v) for k, v in moments.items() if v.shape == p.shape})
+    return saved["step"], saved["seconds"]
+
+
+def keep(path: Path, kept: dict[str, Stateful], step: int, seconds: float) -> None:
+    """Write a checkpoint after `step` updates, whole or not at all.
+
+    Raises:
+        Diverged: a state holds NaN or infinity; the former checkpoint stays.
+    """
+    state = {k: v.state_dict() for k, v in kept.items()}
+    if not finite(state):
+        # a finite loss can still have had an infinite gradient
+        raise diverged("a weight or a moment of the optimiser was NaN or infinite", step - 1, path)
+    torch.save({**state, "step": step, "seconds": seconds}, path.with_suffix(".part"))
+    os.replace(path.with_suffix(".part"), path)
+
+
+def diverged(what: str, step: int, path: Path) -> Diverged:
+    """Return the error that stops a training: what was found, at which update, and where to go on from."""
+    where = "No checkpoint had been written yet."
+    if path.exists():
+        good = torch.load(path, weights_only=True, map_location="cpu")["step"]
+        where = f"The last good state, after {good} steps, lies in {path}."
+    return Diverged(
+        f"training diverged: {what} at step {step}. {where} Run the stage again with a lower learning rate (--lr where "
+        "it has one, else `lr` of its `train`): it goes on from the last good state.",
+        step,
+    )
 
 
 def last(log: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,judges,features,ddpm,card,gold,all}`.
+"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,judges,features,ddpm,guide,card,gold,all}`.
 
-Every stage resumes after a kill. Stages read and write one work folder; `card` measures and, for the shipped world,
-copies the result into the package. With `--world cifar10 --source FOLDER` the same stages make a model of CIFAR-10 in
-`WORK/pipeline`, which `expunge` takes as MODEL.
+Every stage resumes after a kill. Stages read and write one work folder; `guide` compares guidance scales; `card`
+measures and, for the shipped world, copies the result into the package. With `--world cifar10 --source FOLDER` the same
+stages make a model of CIFAR-10 in `WORK/pipeline`, which `expunge` takes as MODEL.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ...devices import resolve
 from ...errors import SettingError, nearest
 from .. import run
 from .world import FASHION, SOURCES, Source
@@ -23,10 +24,15 @@ World = Annotated[str, typer.Option(help=f"One of {', '.join(SOURCES)}.")]
 Steps = Annotated[int, typer.Option(min=1, help="Optimiser updates.")]
 Guidance = Annotated[float, typer.Option(min=1, help="Guidance scale that the saved model samples with.")]
 Only = Annotated[Literal["a", "b"] | None, typer.Option(help="Train this one of the two.")]
+Rate = Annotated[
+    float | None, typer.Option("--lr", min=1e-8, max=1, help="Highest learning rate; default: the recipe's.")
+]
+Device = Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda or mps.")]
 From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
 
 DDPM, JUDGE, FEATURES = 20_000, 9000, 4000  # updates
 GUIDANCE = 1.5
+SCALES = "1,1.25,1.5,2,2.5"
 
 
 def place(world: str, work: Path | None) -> tuple[Source, Path]:
@@ -58,12 +64,15 @@ def ddpm(
     steps: Steps = DDPM,
     guidance: Guidance = GUIDANCE,
     without: Annotated[str, typer.Option(help="A class to leave out: the gold standard of forgetting it.")] = "",
+    lr: Rate = None,
+    device: Device = "auto",
 ) -> None:
     """Train the class-conditional denoiser."""
     from .ddpm import train
 
+    target = resolve(device)
     of, folder = place(world, work)
-    train(folder, of, steps, guidance=guidance, without=without)
+    train(folder, of, steps, guidance=guidance, without=without, lr=lr, device=target)
 
 
 @app.command()
@@ -97,42 +106,76 @@ def snapshot(world: World = FASHION.world, work: Work = None, guidance: Guidance
 
 
 @app.command()
-def judges(world: World = FASHION.world, work: Work = None, steps: Steps = JUDGE, only: Only = None) -> None:
+def judges(
+    world: World = FASHION.world,
+    work: Work = None,
+    steps: Steps = JUDGE,
+    only: Only = None,
+    lr: Rate = None,
+    device: Device = "auto",
+) -> None:
     """Train both judges on real pictures."""
     from .judges import train
 
+    target = resolve(device)
     of, folder = place(world, work)
     for which in (only,) if only else ("a", "b"):
-        train(folder, of, which, steps)
+        train(folder, of, which, steps, lr=lr, device=target)
 
 
 @app.command()
-def features(world: World = FASHION.world, work: Work = None, steps: Steps = FEATURES) -> None:
+def features(
+    world: World = FASHION.world,
+    work: Work = None,
+    steps: Steps = FEATURES,
+    lr: Rate = None,
+    device: Device = "auto",
+) -> None:
     """Train the feature network of the distances, and keep the real test pictures as it sees them."""
     from .judges import train
 
+    target = resolve(device)
     of, folder = place(world, work)
-    train(folder, of, "features", steps)
+    train(folder, of, "features", steps, lr=lr, device=target)
 
 
 @app.command()
-def card(world: World = FASHION.world, work: Work = None) -> None:
+def guide(
+    world: World = FASHION.world,
+    work: Work = None,
+    scales: Annotated[str, typer.Option(help="Guidance scales, with commas between; 1 is none.")] = SCALES,
+    count: Annotated[int, typer.Option(help="Pictures at each scale.")] = 1000,
+) -> None:
+    """Compare guidance scales on the trained denoiser: judge a's accuracy, FID, KID, precision and recall."""
+    from .guide import compare, read_scales
+
+    of, folder = place(world, work)
+    compare(folder, of, read_scales(scales), count)
+
+
+@app.command()
+def card(
+    world: World = FASHION.world,
+    work: Work = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Ship a model that misses an aim.")] = False,
+) -> None:
     """Measure the world, write its card, and put the shipped world into the package."""
     from .card import assemble, ship
 
     of, folder = place(world, work)
     done = assemble(folder, of)
     if of is FASHION:
-        ship(done)
+        ship(done, anyway=anyway)
 
 
 @app.command(name="all")
-def everything(world: World = FASHION.world, work: Work = None, source: From = None) -> None:
+def everything(world: World = FASHION.world, work: Work = None, source: From = None, device: Device = "auto") -> None:
     """Run every stage."""
+    resolve(device)  # a device that is not here is told before the first stage
     data(world, work, source)
-    judges(world, work)
-    features(world, work)
-    ddpm(world, work)
+    judges(world, work, device=device)
+    features(world, work, device=device)
+    ddpm(world, work, device=device)
     card(world, work)
 
 

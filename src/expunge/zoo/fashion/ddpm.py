@@ -19,6 +19,7 @@ BATCH = 64
 DROP = 0.1  # share of labels replaced by the empty one, for guidance
 SNR = 5.0  # signal-to-noise ratio above which a time counts less, in proportion (after min-SNR, arXiv:2303.09556)
 EMA = 0.9995
+RATE = 1e-3  # highest learning rate
 STEPS = 50  # sampling steps of the shipped model
 
 
@@ -43,7 +44,43 @@ def scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
-def train(work: Path, source: Source, steps: int, *, guidance: float, without: str = "", lr: float = 1e-3) -> None:
+def lesson(
+    unet: UNet2DModel, x0: Tensor, label: Tensor, alpha_bar: Tensor, rng: torch.Generator, device: torch.device
+) -> Tensor:
+    """Return the loss of pictures x0 (b, c, 32, 32) in [-1, 1] of classes (b,), at random times."""
+    b = len(x0)
+    eps = torch.randn(x0.shape, generator=rng)
+    # one time from each of b equal shares: every step sees every noise level
+    t = ((torch.arange(b) + torch.rand(b, generator=rng)) * len(alpha_bar) / b).long()
+    a, s = (level.sqrt()[:, None, None, None] for level in (alpha_bar[t], 1 - alpha_bar[t]))
+    weight = (SNR * s.square() / a.square()).clamp(max=1)
+    drawn = (a * x0 + s * eps, a * eps - s * x0, weight, t, label)
+    x_t, v, weight, t, label = (x.to(device) for x in drawn)
+    out = unet(x_t, t, class_labels=label).sample
+    loss: Tensor = (weight * (out - v).square()).mean()
+    return loss
+
+
+@torch.no_grad()
+def as_empty(unet: UNet2DModel, index: int) -> None:
+    """Give a class of which no picture was seen the embedding of the empty class, in place.
+
+    Its own was never trained: what asking for it draws would be an accident of the initial noise.
+    """
+    table = unet.class_embedding.weight
+    table[index] = table[-1]
+
+
+def train(
+    work: Path,
+    source: Source,
+    steps: int,
+    *,
+    guidance: float,
+    without: str = "",
+    lr: float | None = None,
+    device: str = "cpu",
+) -> None:
     """Train the U-Net and save the pipeline (averaged weights) to `work/pipeline`.
 
     Args:
@@ -51,39 +88,37 @@ def train(work: Path, source: Source, steps: int, *, guidance: float, without: s
         source: what the pictures are.
         steps: optimiser updates.
         guidance: guidance scale that the saved model samples with.
-        without: class whose pictures are left out, the gold standard of forgetting; then `work/pipeline-without-N`.
-        lr: highest learning rate.
+        without: class whose pictures are left out, the gold standard of forgetting; then `work/pipeline-without-N`, in
+            which asking for that class is asking for no class.
+        lr: highest learning rate; RATE where missing.
+        device: where to train, in float32 everywhere. Pictures, noise and times never depend on it.
 
     Raises:
         ConceptError: there is no class `without`.
+        Diverged: a loss or a weight became NaN or infinite; the last good checkpoint stays.
     """
     left_out = absent(source, without)
     pictures = Pictures(work, "train")
     index = torch.arange(len(pictures))[pictures.labels != left_out]
     name = "ddpm" if left_out < 0 else f"ddpm-without-{left_out}"
-    unet, alpha_bar = network(source), scheduler().alphas_cumprod
-    optimizer = torch.optim.AdamW(unet.parameters(), lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    unet, alpha_bar = network(source).to(device), scheduler().alphas_cumprod
+    optimizer = torch.optim.AdamW(unet.parameters(), lr or RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = Ema(unet, decay=EMA)
 
     def update(_: int, rng: torch.Generator) -> Tensor:
         i = index[torch.randint(len(index), (BATCH,), generator=rng)]
         x0, label = pictures.floats(i) * 2 - 1, pictures.labels[i]
         label = label.where(torch.rand(BATCH, generator=rng) >= DROP, len(source.classes))
-        eps = torch.randn(x0.shape, generator=rng)
-        # one time from each of BATCH equal shares: every step sees every noise level
-        t = ((torch.arange(BATCH) + torch.rand(BATCH, generator=rng)) * len(alpha_bar) / BATCH).long()
-        a, s = (level.sqrt()[:, None, None, None] for level in (alpha_bar[t], 1 - alpha_bar[t]))
-        out = unet(a * x0 + s * eps, t, class_labels=label).sample
-        weight = (SNR * s.square() / a.square()).clamp(max=1)
-        loss: Tensor = (weight * (out - (a * eps - s * x0)).square()).mean()
-        return loss
+        return lesson(unet, x0, label, alpha_bar, rng, torch.device(device))
 
     loop(
         name, work, steps, {"unet": unet, "ema": ema}, optimizer, lambda i: cosine(i, steps, flat=0.5), update,
         after=ema.update,
     )  # fmt: skip
     ema.copy_to_modules()
-    export(work / name.replace("ddpm", "pipeline"), unet, source, guidance)
+    if left_out >= 0:
+        as_empty(unet, left_out)
+    export(work / name.replace("ddpm", "pipeline"), unet.cpu(), source, guidance)
 
 
 def absent(source: Source, name: str) -> int:
@@ -125,6 +160,6 @@ def snapshot(work: Path, source: Source, guidance: float) -> None:
         raise NeedsError(f"{path} is missing: the stage `ddpm` has written no checkpoint in this --work yet.")
     unet = network(source)
     ema = Ema(unet, decay=EMA)
-    ema.load_state_dict(torch.load(path, weights_only=True)["ema"])
+    ema.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["ema"])
     ema.copy_to_modules()
     export(work / "pipeline", unet, source, guidance)
