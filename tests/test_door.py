@@ -443,6 +443,16 @@ def test_an_interrupt_restores_the_base_and_can_go_on(model: Model, tmp_path: Pa
     assert same(edit, erase(model, Concept("bomb"), Fake()))
 
 
+def test_interrupted_again_before_the_next_checkpoint_loses_nothing(model: Model, tmp_path: Path) -> None:
+    interrupted(model, tmp_path)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True, save_every=1e9, progress=Clock(3))
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    edit = erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True)
+    assert same(edit, erase(model, Concept("bomb"), Fake()))
+
+
 @pytest.mark.parametrize(
     ("concept", "method", "seed", "message"),
     [

@@ -142,7 +142,9 @@ class _Drive:
             state.observe(probe, model)
         self.began = time.monotonic()
         _reset_peak(model.device)
-        self._save(state)
+        if not self.saved:
+            # the folder is this run's from here on. One that goes on has its state there, and none in memory yet
+            self._save(state)
         self.chosen = state.chosen
         fit = method.fit(model, targets, state)
         try:
