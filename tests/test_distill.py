@@ -14,18 +14,14 @@ from expunge.backbones import load, tiny, toy
 from expunge.concept import World
 from expunge.distill import SiD, distill, estimate
 from expunge.edits import GeneratorEdit, load_edit
-from expunge.errors import BadRun, Diverged, NeedsError, SettingError
-from expunge.kernel.identity import Distillation
+from expunge.errors import BadRun, Diverged, NeedsError, SettingError, Unsupported
+from expunge.kernel.identity import Distillation, Distilling
 from expunge.kernel.model import Model
 from expunge.kernel.state import Probe, State, Step
 from expunge.kernel.watch import SAMPLES, Watch, energy_distance, recognised, spaced, spread
 from expunge.records import CHECKPOINT, Run
 
 WORDS = "a cat\na dog\na house\na bomb\n"
-GAME: dict[str, Any] = {
-    "group": "cross-attention", "rank": 0, "noise": 2.5, "least": 0.138, "most": 13.0, "guidance": 1.0, "alpha": 1.0,
-    "dropout": 0.1,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +94,34 @@ def test_only_the_group_is_trained_and_the_average_is_the_result(words: str) -> 
         assert {k.partition(".")[2] for k in values} == set(model.denoiser.names("text-readers"))
         moved[decay] = torch.cat([(v - before[k]).flatten() for k, v in values.items()])
     assert moved[0.0].norm() > 1e-3
-    torch.testing.assert_close(moved[0.9], 0.1 * moved[0.0], atol=1e-6, rtol=0)
+    # the first decay of the warm-up
+    torch.testing.assert_close(moved[0.9], 0.9 * moved[0.0], atol=1e-6, rtol=0)
+
+
+def test_bf16_is_asked_for_and_refused_where_there_is_none(words: str, tmp_path: Path) -> None:
+    """Scores are compared in float32, as published, unless somebody says otherwise."""
+    game = Distillation(toy.model(), State(0), SiD())
+    with game.arithmetic():
+        assert not torch.is_autocast_enabled("cpu")
+    with pytest.raises(Unsupported, match=r"precision=bf16 is for CUDA .* the model is on cpu. Leave it at fp32"):
+        distill(tiny.model(), quick(words, precision="bf16"), out=tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+    with pytest.raises(SettingError, match="precision=fp16"):
+        distill(tiny.model(), quick(words, precision="fp16"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """On a device that has bf16, which the CPU is taken for here."""
+    monkeypatch.setattr("expunge.kernel.identity.bf16_on", lambda _: True)
+    model, seen = toy.model(), set()
+    model.network.to_mean.register_forward_hook(lambda _m, _a, out: seen.add(out.dtype))
+    game = Distillation(model, State(0), SiD(**{"precision": precision}))
+    for clone in (game.theta, game.psi):
+        clone.module.get_submodule("to_mean").register_forward_hook(lambda _m, _a, out: seen.add(out.dtype))
+    c = model.encode(["cat"] * 2)
+    assert game.fake_loss(c).dtype == game.generator_loss(c, c).dtype == torch.float32
+    assert seen == {torch.float32 if precision == "fp32" else torch.bfloat16}
 
 
 def test_a_judge_sees_the_generator_and_can_end_the_fit(words: str) -> None:
@@ -168,7 +191,7 @@ def test_a_collapse_stops_and_the_last_good_state_stays(words: str, tmp_path: Pa
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 1e3, float("nan")])
 def test_no_collapsed_generator_is_kept(factor: float) -> None:
     model, state = toy.model("v"), State(0)
-    game = Distillation(model, state, **GAME)
+    game = Distillation(model, state, Distilling(group="cross-attention"))
     c = model.encode(spaced(["cat", "dog", "bomb", "house"]))
     factors = [1.0]
     weights = game.generator.weights

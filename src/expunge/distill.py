@@ -27,7 +27,7 @@ from .door import erase
 from .edits import GeneratorEdit, generator_of
 from .errors import NeedsError
 from .kernel.descent import Descent
-from .kernel.identity import Distillation
+from .kernel.identity import Distillation, Distilling
 from .kernel.model import Model
 from .kernel.state import State, Step
 from .kernel.student import Ema
@@ -37,26 +37,16 @@ from .papers import Paper
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiD:
+class SiD(Distilling):
     """Score identity distillation; the module's docstring has the losses."""
 
-    group: Annotated[str, "weights to train, of generator and fake score"] = "all"
-    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else low-rank updates (LoRA)"] = 0
-    guidance: Annotated[float, Ge(0), Le(30), "guidance scale, in training too; 0 for the model's own, 1 for none"] = (
-        0.0
-    )
-    alpha: Annotated[float, Ge(0), Le(2), "correction for the fake score's dependence on the generator"] = 1.0
-    noise: Annotated[float, Gt(0), Le(100), "sigma / alpha that the generator starts from"] = 2.5
-    least: Annotated[float, Gt(0), Le(100), "lowest sigma / alpha at which scores are compared"] = 0.138
-    most: Annotated[float, Gt(0), Le(100), "highest sigma / alpha at which scores are compared"] = 13.0
-    dropout: Annotated[
-        float, Ge(0), Lt(1), "share of prompts that the fake score learns as empty; with guidance only"
-    ] = 0.1
     steps: Annotated[int, Ge(0), Le(10_000_000), "updates of fake score and generator each"] = 5000
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 5e-5
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 1.5e-4
     batch: Annotated[int, Ge(1), Le(8192), "samples an update"] = 32
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.99
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result; lower at first"] = (
+        0.999
+    )
     prompts: Annotated[File, "file of prompts, one a line; empty: all that the model's world knows"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 100
 
@@ -76,10 +66,7 @@ class SiD:
         """Train fake score and generator in turn; yields a Step an update of both, returns the generator."""
         del targets  # nothing is forgotten
         told = self.told(model)
-        game = Distillation(
-            model, state, group=self.group, rank=self.rank, noise=self.noise, least=self.least, most=self.most,
-            guidance=self.guidance or model.sampling.guidance, alpha=self.alpha, dropout=self.dropout,
-        )  # fmt: skip
+        game = Distillation(model, state, self)
         fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
         opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
         ema = state.keep("ema", Ema(game.generator, self.decay))
@@ -95,7 +82,7 @@ class SiD:
             c = model.encode([told[j] for j in rows])
             learned = fake.step(fake=game.fake_loss(c).mean())
             losses = opt.step(identity=game.generator_loss(c, c).mean())
-            ema.update()
+            ema.update(i)
             yield Step(i, self.steps, {**losses, **learned, **watch.look(i, self.steps)})
         return made()
 

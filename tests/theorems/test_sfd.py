@@ -17,7 +17,7 @@ from expunge.door import erase
 from expunge.edits import GeneratorEdit
 from expunge.errors import ConceptError, NeedsError
 from expunge.kernel.descent import Descent
-from expunge.kernel.identity import Distillation, identity
+from expunge.kernel.identity import Distillation, Distilling, identity
 from expunge.kernel.model import Model
 from expunge.kernel.path import KINDS, Kind
 from expunge.kernel.sampler import clean, guided, one_step
@@ -26,10 +26,7 @@ from expunge.methods.sfd import SFD
 
 CONVERGED = 0.03  # means are of order 1; what sign-like updates (Adam without momentum) of this rate leave
 ROUNDING = 1e-3  # float32 through a division by alpha of 0.08, relative
-GAME: dict[str, Any] = {
-    "group": "cross-attention", "rank": 0, "noise": 2.5, "least": 0.138, "most": 13.0, "guidance": 1.0, "alpha": 1.0,
-    "dropout": 0.1,
-}  # fmt: skip
+GAME: dict[str, Any] = {"group": "cross-attention"}
 TRAIN: dict[str, Any] = {
     "group": "cross-attention", "steps": 350, "lr": 0.01, "fake_lr": 0.05, "batch": 16, "decay": 0.97, "probe": 0
 }  # fmt: skip
@@ -102,7 +99,7 @@ def test_clean_predictions_make_the_parameterisations_one() -> None:
     found = {}
     for kind in ("eps", "x0", "v"):
         model = toy.model(kind)  # type: ignore[arg-type]
-        game = Distillation(model, State(0), **GAME | {"most": 5.0})
+        game = Distillation(model, State(0), Distilling(**GAME | {"most": 5.0}))
         loss = game.generator_loss(model.encode(["bomb"] * 8), model.encode(["cat"] * 8))
         gradient = torch.autograd.grad(loss.sum(), list(game.generator.weights.values()))[0]
         assert gradient.norm() > 0.1
@@ -116,7 +113,7 @@ def test_the_gradient_runs_through_both_networks_and_stays_in_neither() -> None:
     found = []
     for cut in ("", "phi", "psi"):
         model = toy.model("v")
-        game = Distillation(model, State(0), **GAME)
+        game = Distillation(model, State(0), Distilling(**GAME))
         if cut:
             getattr(game, cut).call = torch.no_grad()(game.phi.call)
         loss = game.generator_loss(model.encode(["bomb"] * 8), model.encode(["cat"] * 8))
@@ -136,7 +133,7 @@ def test_the_gradient_runs_through_both_networks_and_stays_in_neither() -> None:
 def test_the_fake_score_of_a_gaussian_is_at_its_mean(kind: Kind) -> None:
     """Before any update a generator at time t* draws mu sigma^2 / (alpha^2 SPREAD^2 + sigma^2): psi ends up there."""
     model = toy.model(kind)
-    game = Distillation(model, State(0), **GAME | {"noise": 0.1})
+    game = Distillation(model, State(0), Distilling(**GAME | {"noise": 0.1}))
     alpha, sigma = (v.item() for v in model.denoiser.path.at(torch.tensor([game.t])))
     wanted = mean(model, "cat") * sigma**2 / (alpha**2 * toy.SPREAD**2 + sigma**2)
     c = model.encode(["cat"] * 32)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import Diverged
 from .condition import Condition
 from .denoiser import Denoiser
-from .identity import Distillation, mixed
+from .identity import Distillation
 from .path import native
 from .sampler import generate
 from .state import State
@@ -59,7 +59,7 @@ class Watch:
         self.main = next(iter(self.sets))
         c, z = self.sets[self.main][0], self.z[self.main]
         null = c if game.null is None else game.null
-        with mixed(game.device):
+        with game.arithmetic():
             self.truth = generate(game.phi, c, null, z, steps=STEPS, guidance=game.guidance)
         first = self.samples(self.main, game.generator.original)
         spreads = spread(self.truth), spread(first)
@@ -81,7 +81,7 @@ class Watch:
             return {}
         found = {name: self.samples(name, self.weights()) for name in self.sets}
         distance = self.checked(found[self.main])
-        with mixed(self.game.device):
+        with self.game.arithmetic():
             told = {name: recognised(self.game.phi, x, *self.sets[name], self.eps(x)) for name, x in found.items()}
         return {"distance": distance, **told}
 
@@ -103,7 +103,7 @@ class Watch:
     def samples(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the generator's samples of a set with some weights."""
         theta = self.game.theta
-        with mixed(self.game.device):
+        with self.game.arithmetic():
             return self.game.drawn(lambda x, t, c: theta.under(weights, x, t, c), self.sets[name][0], self.z[name])
 
     def normal(self, n: int) -> Tensor:

@@ -39,7 +39,7 @@ from ..concept import Targets
 from ..edits import GeneratorEdit, generator_of
 from ..errors import ConceptError, NeedsError
 from ..kernel.descent import Descent
-from ..kernel.identity import Distillation
+from ..kernel.identity import Distillation, Distilling
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
@@ -49,27 +49,17 @@ from .base import File, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFD:
+class SFD(Distilling):
     """Score forgetting distillation; the module's docstring has the losses."""
 
-    group: Annotated[str, "weights to train, of generator and fake score"] = "all"
-    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else low-rank updates (LoRA)"] = 0
     forget: Annotated[float, Ge(0), Le(100), "lambda: weight of the forgotten prompts"] = 1.0
-    guidance: Annotated[float, Ge(0), Le(30), "guidance scale, in training too; 0 for the model's own, 1 for none"] = (
-        0.0
-    )
-    alpha: Annotated[float, Ge(0), Le(2), "correction for the fake score's dependence on the generator"] = 1.0
-    noise: Annotated[float, Gt(0), Le(100), "sigma / alpha that the generator starts from"] = 2.5
-    least: Annotated[float, Gt(0), Le(100), "lowest sigma / alpha at which scores are compared"] = 0.138
-    most: Annotated[float, Gt(0), Le(100), "highest sigma / alpha at which scores are compared"] = 13.0
-    dropout: Annotated[
-        float, Ge(0), Lt(1), "share of prompts that the fake score learns as empty; with guidance only"
-    ] = 0.1
     steps: Annotated[int, Ge(0), Le(10_000_000), "updates of fake score and generator each"] = 200
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 1e-4
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 3e-4
     batch: Annotated[int, Ge(1), Le(4096), "retained and as many forgotten samples an update"] = 16
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.95
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result; lower at first"] = (
+        0.999
+    )
     prompts: Annotated[File, "file of prompts to retain, one a line; empty: the kept concepts'"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 25
 
@@ -87,10 +77,7 @@ class SFD:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, GeneratorEdit]:
         """Train fake score and generator in turn; yields a Step an update of both, returns the generator."""
         retained, forgotten, safe = self.divided(targets)
-        game = Distillation(
-            model, state, group=self.group, rank=self.rank, noise=self.noise, least=self.least, most=self.most,
-            guidance=self.guidance or model.sampling.guidance, alpha=self.alpha, dropout=self.dropout,
-        )  # fmt: skip
+        game = Distillation(model, state, self)
         fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
         opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
         ema = state.keep("ema", Ema(game.generator, self.decay))
@@ -108,7 +95,7 @@ class SFD:
             wanted = model.encode([*(retained[j] for j in r), *(safe[j] for j in f)])
             learned = fake.step(**self.terms(game.fake_loss(c)))
             losses = opt.step(**self.terms(game.generator_loss(c, wanted)))
-            ema.update()
+            ema.update(i)
             yield Step(i, self.steps, {**losses, "fake": sum(learned.values()), **watch.look(i, self.steps)})
         return made()
 
