@@ -18,7 +18,18 @@ from expunge.errors import BadRun, Diverged, NeedsError, SettingError, Unsupport
 from expunge.kernel.identity import Distillation, Distilling
 from expunge.kernel.model import Model
 from expunge.kernel.state import Probe, State, Step
-from expunge.kernel.watch import SAMPLES, Watch, energy_distance, recognised, spaced, spread
+from expunge.kernel.watch import (
+    NOISES,
+    PROMPTS,
+    SAMPLES,
+    Watch,
+    energy_distance,
+    recognised,
+    repeated,
+    spaced,
+    spread,
+    spread_within,
+)
 from expunge.records import CHECKPOINT, Run
 
 WORDS = "a cat\na dog\na house\na bomb\n"
@@ -78,7 +89,8 @@ def test_resumes_bit_for_bit(words: str, tmp_path: Path, rank: int) -> None:
     card = Run.open(tmp_path / "run").card
     assert (card.method, card.kind, card.concepts, card.steps) == ("sid", "generator", [], 4)
     assert card.losses == undisturbed.card.losses
-    assert {k: len(v) for k, v in card.losses.items()} == {"identity": 4, "fake": 4, "distance": 2, "recognised": 2}
+    looks = {"distance": 2, "variety": 2, "recognised": 2}
+    assert {k: len(v) for k, v in card.losses.items()} == {"identity": 4, "fake": 4, **looks}
     # a finished run is given back
     assert same(distill(model, method, seed=3, out=tmp_path / "run", resume=True), edit)
     assert not same(distill(model, method, seed=4), edit)
@@ -200,12 +212,48 @@ def test_no_collapsed_generator_is_kept(factor: float) -> None:
     assert state.state_dict()["watch"] == {}
     figures = watch.look(0, 5)
     assert figures["all"] == 1.0
+    assert 0 < figures["variety"] < 1
     # of its Gaussians the generator has the means, and hardly any of the spread
     assert 0 <= figures["distance"] < 0.1
     factors[0] = factor
     for look in (lambda: watch.look(0, 5), state.state_dict):
         with pytest.raises(Diverged, match="has collapsed"):
             look()
+
+
+def test_one_picture_a_prompt_is_a_collapse_though_prompts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a prompt's samples have in common stays, so that samples of different prompts differ as before."""
+    model, state = toy.model("v"), State(0)
+    game = Distillation(model, state, Distilling(group="cross-attention"))
+    c = model.encode(spaced(["cat", "dog", "bomb", "house"]))
+    weights = game.generator.weights
+    watch = Watch(game, state, lambda: {k: v.detach() for k, v in weights.items()}, {"all": (c, None)}, 1)
+    watch.look(0, 5)
+    drawn = watch.drawn
+    # the mean over the noise is what the generator makes of none
+    monkeypatch.setattr(watch, "drawn", lambda c, z, w: drawn(c, torch.zeros_like(z), w))
+    x = watch.samples("all", watch.weights())
+    assert watch.least <= spread(x) <= watch.most
+    assert energy_distance(x, watch.truth) <= watch.far
+    assert spread(x[:8]) < 1e-6
+    for look in (lambda: watch.look(0, 5), lambda: watch.state_dict()):
+        with pytest.raises(Diverged, match=r"those of one prompt by 0 \(from "):
+            look()
+
+
+def test_the_spread_within_prompts_is_the_mean_of_their_spreads() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(PROMPTS, NOISES, 3, generator=g)
+    apart = x + 1e3 * torch.randn(PROMPTS, 1, 3, generator=g)
+    wanted = sum(spread(p) for p in x) / PROMPTS
+    assert spread(apart.flatten(0, 1)) > 100 * wanted
+    assert spread_within(apart.flatten(0, 1)) == pytest.approx(wanted, rel=1e-3)
+    # one prompt that hardly varies, of many that do, is not the end of a run
+    x[0] *= 0
+    assert 0 < spread_within(x.flatten(0, 1)) < wanted
+    c = toy.model().encode(spaced(["cat", "dog", "bomb", "house"]))
+    assert [len(repeated(c)), len({tuple(t.flatten().tolist()) for t in repeated(c).tokens})] == [PROMPTS * NOISES, 4]
+    assert all(torch.equal(t, group[0]) for group in repeated(c).tokens.split(NOISES) for t in group)
 
 
 def test_the_energy_distance_is_zero_for_one_distribution_and_one_for_two_points() -> None:

@@ -70,7 +70,7 @@ def watched(tick: Tick) -> Callable[[Step], None]:
     from .. import terminal
 
     def show(step: Step) -> None:
-        figures = {name: value for name, value in step.losses.items() if name in ("distance", "recognised")}
+        figures = {name: value for name, value in step.losses.items() if name in ("distance", "variety", "recognised")}
         if figures:
             told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             terminal.say(f"update {step.i + 1}: {told}")
