@@ -30,7 +30,7 @@ from expunge.kernel.watch import (
     spread,
     spread_within,
 )
-from expunge.records import CHECKPOINT, Run
+from expunge.records import CARD, CHECKPOINT, EDIT, Run, Score
 
 WORDS = "a cat\na dog\na house\na bomb\n"
 
@@ -94,6 +94,80 @@ def test_resumes_bit_for_bit(words: str, tmp_path: Path, rank: int) -> None:
     # a finished run is given back
     assert same(distill(model, method, seed=3, out=tmp_path / "run", resume=True), edit)
     assert not same(distill(model, method, seed=4), edit)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_finished_run_goes_on_bit_for_bit(words: str, tmp_path: Path, rank: int) -> None:
+    """Three updates, then six: six at once. Also where the rest is interrupted, and looked at meanwhile."""
+    model, out, seen = tiny.model(), tmp_path / "run", list[Step]()
+    settings: dict[str, Any] = {"rank": rank, "group": "cross-attention"}
+    whole = distill(model, quick(words, steps=6, **settings), seed=3)
+    first = distill(model, quick(words, steps=3, **settings), seed=3, out=out)
+    assert not same(first, whole)
+    assert sorted(p.name for p in out.iterdir()) == [CARD, EDIT, CHECKPOINT]
+    more, options = quick(words, steps=6, **settings), {"seed": 3, "out": out, "save_every": 0}
+    with pytest.raises(BadRun, match=r"Add --resume and more steps \(--set steps=\.\.\.\)"):
+        distill(model, more, **options)
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, more, resume=True, progress=stop_at(4, seen), **options)
+    # until the rest is done the folder is the finished run that it was
+    assert same(distill(model, quick(words, steps=3, **settings), resume=True, **options), first)
+    with pytest.raises(BadRun, match="setting steps: 6 then, 5 now"):
+        distill(model, quick(words, steps=5, **settings), resume=True, **options)
+    edit = distill(model, more, resume=True, progress=stop_at(-1, seen), **options)
+    assert [step.i for step in seen] == [3, 4, 5]
+    assert same(edit, whole)
+    read = load_edit(out)
+    assert isinstance(read, GeneratorEdit)
+    assert same(read, whole)
+    assert whole.card is not None
+    card = Run.open(out).card
+    assert (card.status, card.steps, card.settings["steps"]) == ("complete", 6, 6)
+    assert all(card.losses[k] == whole.card.losses[k] for k in ("identity", "fake"))
+
+
+def test_an_interrupted_run_may_be_asked_for_more(words: str, tmp_path: Path) -> None:
+    model, out = tiny.model(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, quick(words), out=out, save_every=0, progress=stop_at(1, []))
+    with pytest.raises(BadRun, match="It differs in setting lr: 0.001 then, 0.002 now.$"):
+        distill(model, quick(words, steps=6, lr=2e-3), out=out, resume=True)
+    edit = distill(model, quick(words, steps=6), out=out, resume=True)
+    assert same(edit, distill(model, quick(words, steps=6)))
+
+
+def test_a_run_that_goes_on_takes_what_was_said_of_the_former_generator_with_it(words: str, tmp_path: Path) -> None:
+    model, out = tiny.model(), tmp_path / "run"
+    distill(model, quick(words, steps=1), out=out)
+    run = Run(out)
+    run.write_scores([Score(protocol="p", metric="ira", value=0.1)])
+    run.write_outcomes([{}])
+    run.write_samples([{}])
+    distill(model, quick(words, steps=1), out=out, resume=True)
+    assert (len(run.scores), len(run.outcomes), len(run.samples)) == (1, 1, 1)
+    distill(model, quick(words, steps=2), out=out, resume=True)
+    assert (run.scores, run.outcomes, run.samples) == ([], [], [])
+
+
+def test_what_going_on_needs_can_be_left_out(words: str, tmp_path: Path) -> None:
+    model, out = tiny.model(), tmp_path / "run"
+    distill(model, quick(words, steps=1), out=out, keep_state=False)
+    assert sorted(p.name for p in out.iterdir()) == [CARD, EDIT]
+    with pytest.raises(BadRun, match=r"finished with steps=1, .* go on to 2 was not kept .* keep_state=True"):
+        distill(model, quick(words, steps=2), out=out, resume=True)
+
+
+def test_a_divergence_leaves_the_finished_run_what_it_was(words: str, tmp_path: Path) -> None:
+    model, out = tiny.model(), tmp_path / "run"
+    first = distill(model, quick(words, steps=2, probe=0), out=out)
+    edit = load_edit(out)
+    saved = checkpoint.load(out / CHECKPOINT)
+    saved["fit"]["theta"] = {k: v * float("nan") for k, v in saved["fit"]["theta"].items()}
+    checkpoint.save(out / CHECKPOINT, saved)
+    with pytest.raises(Diverged, match=rf"The edit in {out} is that of fewer steps, as before\."):
+        distill(model, quick(words, steps=4, probe=0), out=out, resume=True)
+    assert Run.open(out).card == first.card == edit.card
+    assert same(distill(model, quick(words, steps=2, probe=0), out=out, resume=True), first)
 
 
 def test_only_the_group_is_trained_and_the_average_is_the_result(words: str) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -134,6 +134,7 @@ def distill(
     resume: bool = False,
     save_every: float = 120.0,
     progress: Callable[[Step], None] | None = None,
+    keep_state: bool = True,
 ) -> GeneratorEdit:
     """Distil a model into a one-step generator; the model itself is left untouched, bit for bit.
 
@@ -143,9 +144,12 @@ def distill(
         seed: two runs with the same seed give the same generator.
         out: folder of the run: checkpoints while it lasts, then the generator and its card. `expunge.load(out)` is then
             the generator as a model.
-        resume: go on with the interrupted run in `out`; the generator is bit-identical to an uninterrupted one's.
+        resume: go on with the run in `out`, interrupted or finished, to as many steps as before or more; the generator
+            is bit-identical to that of a run that was undisturbed and had so many from the start.
         save_every: seconds between checkpoints.
         progress: called after each update.
+        keep_state: leave the last checkpoint in `out`, seven times the size of what is trained in float32: a finished
+            run goes on from it, and SFD starts from its fake score.
 
     Raises:
         NeedsError: the model is a generator already, or nobody says what to distil it on.
@@ -156,5 +160,6 @@ def distill(
     """
     method = method or SiD()
     method.told(model)  # a file that is not there is told before the run's folder is made
-    edit = erase(model, (), method, seed=seed, out=out, resume=resume, save_every=save_every, progress=progress)
+    options: dict[str, Any] = {"resume": resume, "save_every": save_every, "progress": progress}
+    edit = erase(model, (), method, seed=seed, out=out, keep_state=keep_state, **options)
     return cast(GeneratorEdit, edit)

@@ -69,8 +69,20 @@ def contents(model: Model, targets: Sequence[Targets], method: Method) -> dict[s
     return found | {k: pictures.digest(folder) for k, folder in folders.items()}
 
 
-def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, Any] | Path | None:
-    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start."""
+def enter(
+    out: Path | None, request: dict[str, Any], resume: bool, continues: bool = False
+) -> dict[str, Any] | Path | None:
+    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start.
+
+    Args:
+        out: the folder.
+        request: see `request_of`.
+        resume: whether there may be something in it.
+        continues: whether a run of more steps is the same run, gone on with.
+
+    Raises:
+        BadRun: the folder is in the way, holds another run, or a finished one that cannot go on.
+    """
     if out is None:
         if resume:
             raise BadRun(
@@ -80,10 +92,10 @@ def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, 
     if not resume:
         need_empty(out)
         return None
-    return _resume(out, request)
+    return _resume(out, request, continues)
 
 
-def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
+def _resume(out: Path, request: dict[str, Any], continues: bool) -> dict[str, Any] | Path | None:
     if not out.exists():
         return None
     if not out.is_dir():
@@ -95,13 +107,23 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
             done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
             # cards of older versions do not say what the files held
             done["contents"] = card.contents or request.get("contents", {})
-            _check_same(out, done | {"make_images": card.make_images or None}, request)
-            # killed between the last two writes of a run that was whole
-            (out / CHECKPOINT).unlink(missing_ok=True)
-            return out / EDIT
+            former = done | {"make_images": card.make_images or None}
+            grown = _grown(former, request) if continues else former
+            _check_same(out, grown, request)
+            if not continues:
+                # killed between the last two writes of a run that was whole
+                (out / CHECKPOINT).unlink(missing_ok=True)
+            if grown is former:
+                return out / EDIT
+            if not (out / CHECKPOINT).exists():
+                raise BadRun(
+                    f"{out} is finished with steps={former['settings']['steps']}, and what it would need to go on to "
+                    f"{request['settings']['steps']} was not kept ({CHECKPOINT} is missing). Start anew in another "
+                    "folder, with keep_state=True (--keep-state)."
+                )
     if (out / CHECKPOINT).exists():
         saved = checkpoint.load(out / CHECKPOINT)
-        _check_same(out, saved["request"], request)
+        _check_same(out, _grown(saved["request"], request) if continues else saved["request"], request)
         return saved
     if (former := tokens.former(out) or pictures.former(out)) is not None:
         # killed between an inversion, or drawing pictures, and the first checkpoint
@@ -109,6 +131,12 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
     elif any(out.iterdir()):
         raise BadRun(f"{out} holds files but no interrupted run ({CHECKPOINT} is missing). Choose another folder.")
     return None
+
+
+def _grown(former: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Return a former request with the steps of the present one, if those are more."""
+    before, now = (r["settings"].get("steps", 0) for r in (former, request))
+    return former | {"settings": former["settings"] | {"steps": now}} if now > before else former
 
 
 def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> None:

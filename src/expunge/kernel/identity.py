@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -82,6 +82,9 @@ class Distilling:
     precision: Annotated[
         Literal["fp32", "bf16"], "arithmetic inside the networks; bf16, on CUDA alone, is faster and coarser"
     ] = "fp32"
+
+    # nothing in a distillation depends on how many updates there are: more of them are the same run, gone on with
+    continues: ClassVar[bool] = True
 
 
 class Distillation:
