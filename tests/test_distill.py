@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 
 from expunge import checkpoint, cli, prompts
 from expunge.backbones import load, tiny, toy
-from expunge.concept import World
+from expunge.concept import Concept, World
 from expunge.distill import SiD, distill, estimate
+from expunge.door import erase
 from expunge.edits import GeneratorEdit, load_edit
 from expunge.errors import BadRun, Diverged, NeedsError, SettingError, Unsupported
 from expunge.kernel.identity import Distillation, Distilling
@@ -30,7 +32,9 @@ from expunge.kernel.watch import (
     spread,
     spread_within,
 )
+from expunge.methods.sfd import SFD
 from expunge.records import CARD, CHECKPOINT, EDIT, Run, Score
+from expunge.snapshot import snapshot
 
 WORDS = "a cat\na dog\na house\na bomb\n"
 
@@ -212,8 +216,6 @@ def test_the_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch, pr
 
 def test_a_judge_sees_the_generator_and_can_end_the_fit(words: str) -> None:
     """A probe of the door looks at the model: a method that trains a copy puts it in."""
-    from expunge.door import erase
-
     model, seen = tiny.model(), []
 
     def measure(shown: Model) -> float:
@@ -310,7 +312,7 @@ def test_one_picture_a_prompt_is_a_collapse_though_prompts_differ(monkeypatch: p
     assert watch.least <= spread(x) <= watch.most
     assert energy_distance(x, watch.truth) <= watch.far
     assert spread(x[:8]) < 1e-6
-    for look in (lambda: watch.look(0, 5), lambda: watch.state_dict()):
+    for look in (lambda: watch.look(0, 5), watch.state_dict):
         with pytest.raises(Diverged, match=r"those of one prompt by 0 \(from "):
             look()
 
@@ -349,6 +351,94 @@ def test_the_teacher_tells_its_own_samples_from_others() -> None:
     assert recognised(model.denoiser, x, dog, dog, eps) == 0.5
 
 
+# ------------------------------------------------------------------------------------------------------- a look midway
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_snapshot_is_the_run_of_so_many_updates(words: str, tmp_path: Path, rank: int) -> None:
+    model, run, out = tiny.model(), tmp_path / "run", tmp_path / "look"
+    method = quick(words, rank=rank, group="cross-attention", steps=6)
+    with pytest.raises(KeyboardInterrupt):
+        distill(model, method, seed=3, out=run, save_every=0, progress=stop_at(3, []))
+    before = {p.name: p.read_bytes() for p in run.iterdir()}
+    # the fourth update's checkpoint came before the interruption
+    edit = snapshot(run, out)
+    wanted = distill(model, replace(method, steps=4), seed=3)
+    assert same(edit, wanted)
+    assert wanted.card is not None
+    card = Run.open(out).card
+    told = ("method", "settings", "steps", "status", "kind", "base_hash", "seed", "samples_seen", "model")
+    assert {k: getattr(card, k) for k in told} == {k: getattr(wanted.card, k) for k in told}
+    assert all(card.losses[k] == wanted.card.losses[k] for k in ("identity", "fake"))
+    assert {p.name: p.read_bytes() for p in run.iterdir()} == before
+    assert sorted(p.name for p in out.iterdir()) == [CARD, EDIT]
+    drawn = load(out).generate(["a cat"], seeds=[0])
+    with wanted.on(model):
+        assert torch.equal(model.generate(["a cat"], seeds=[0]), drawn)
+    with pytest.raises(BadRun, match="is not empty"):
+        snapshot(run, out)
+
+
+def test_a_snapshot_of_a_forgetting_does_not_count_what_psi_learned_alone(tmp_path: Path) -> None:
+    base, run, concept = (
+        tmp_path / "base",
+        tmp_path / "run",
+        Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",)),
+    )
+    settings: dict[str, Any] = {"steps": 3, "batch": 2, "probe": 0, "guidance": 1.0, "warmup": 2}
+    erase(tiny.model(), concept, SFD(**settings), out=base)
+    with pytest.raises(KeyboardInterrupt):
+        erase(load(base), concept, SFD(**settings), out=run, save_every=0, progress=stop_at(3, []))
+    edit = snapshot(run, tmp_path / "look")
+    wanted = erase(load(base), concept, SFD(**settings | {"steps": 2}))
+    assert isinstance(wanted, GeneratorEdit)
+    assert same(edit, wanted)
+    assert edit.card is not None
+    assert (edit.card.steps, edit.card.settings["steps"]) == (4, 2)
+
+
+def test_a_snapshot_needs_a_generator(words: str, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "look"
+    with pytest.raises(BadRun, match=rf"holds no state to take a generator from: {CHECKPOINT} is missing"):
+        snapshot(run, out)
+    with pytest.raises(KeyboardInterrupt):
+        distill(tiny.model(), quick(words, probe=0), out=run, save_every=1e9, progress=stop_at(0, []))
+    with pytest.raises(BadRun, match="holds no generator yet: .* Wait"):
+        snapshot(run, out)
+    saved = checkpoint.load(run / CHECKPOINT)
+    saved["request"]["method"] = "esd"
+    checkpoint.save(run / CHECKPOINT, saved)
+    with pytest.raises(BadRun, match="is a run of 'esd', which makes no generator"):
+        snapshot(run, out)
+    assert not out.exists()
+
+
+def test_a_run_that_is_a_model_has_the_fake_score_that_it_kept(words: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    distill(tiny.model(), quick(words, group="cross-attention"), out=run)
+    model = load(run)
+    assert model.one_step is not None
+    assert model.one_step.fake is not None
+    with checkpoint.reading(run / CHECKPOINT) as part:
+        left = part("fit", "psi")
+    found = model.one_step.fake()
+    assert found.keys() == left.keys()
+    assert all(torch.equal(found[k], left[k]) for k in left)
+    # the fake score of a second distillation is known only beside that of the first
+    concept, settings = (
+        Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",)),
+        {"steps": 1, "batch": 2, "probe": 0},
+    )
+    erase(model, concept, SFD(**settings), out=tmp_path / "second", keep_state=True)
+    second = load(tmp_path / "second")
+    assert second.one_step is not None
+    assert second.one_step.fake is None
+    (run / CHECKPOINT).unlink()
+    model = load(run)
+    assert model.one_step is not None
+    assert model.one_step.fake is None
+
+
 # ---------------------------------------------------------------------------------------------------------- the command
 
 
@@ -368,6 +458,42 @@ def test_the_command(capsys: pytest.CaptureFixture[str], words: str, tmp_path: P
     assert cli.main(["distill", "tiny", "--out", str(out), *settings]) == 2
     assert "not empty" in capsys.readouterr().err
     assert cli.main(["generate", str(out), "--prompt", "a cat", "--seeds", "0-1", "--out", str(tmp_path / "p")]) == 0
+
+
+def test_the_command_goes_on_and_looks_midway(capsys: pytest.CaptureFixture[str], words: str, tmp_path: Path) -> None:
+    out, look = tmp_path / "run", tmp_path / "look"
+    command = ["distill", "tiny", "--out", str(out), "-s", f"prompts={words}", "-s", "batch=2", "-s", "probe=0"]
+    assert cli.main([*command, "-s", "steps=1"]) == 0
+    assert (out / CHECKPOINT).exists()
+    assert cli.main([*command, "-s", "steps=3", "--resume", "--no-keep-state"]) == 0
+    found = capsys.readouterr().err
+    assert "cost     2 updates of" in found
+    assert not (out / CHECKPOINT).exists()
+    assert Run.open(out).card.steps == 3
+    assert cli.main([*command, "-s", "steps=4", "--resume"]) == 2
+    assert "--keep-state" in capsys.readouterr().err
+    with pytest.raises(KeyboardInterrupt):
+        distill(
+            tiny.model(), quick(words, probe=0), out=tmp_path / "half", save_every=0, progress=stop_at(1, [])
+        )  # fmt: skip
+    assert cli.main(["distill", str(tmp_path / "half"), "--snapshot", "--out", str(look)]) == 0
+    found = capsys.readouterr()
+    assert f"The generator of {tmp_path / 'half'} after 2 updates." in found.err
+    assert found.out == f"Run: {look}\n"
+    assert load(look).one_step is not None
+    assert cli.main(["distill", str(tmp_path / "half"), "--snapshot", "-s", "steps=3", "--out", str(look)]) == 2
+    assert "Leave out --set" in capsys.readouterr().err
+
+
+def test_forgetting_in_one_stage_says_how_long_it_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    command = ["erase", "tiny", "--concept", "bomb", "--anchor", "cat", "--keep", "dog", "--method", "sfd"]
+    quickly = [*command, "-s", "batch=2", "-s", "probe=0", "-s", "guidance=1", "-s", "steps=1"]
+    assert cli.main([*quickly, "--keep-state", "--out", str(tmp_path / "run")]) == 0
+    assert "note     1 updates make no one-step generator of a model" in capsys.readouterr().err
+    assert (tmp_path / "run" / CHECKPOINT).exists()
+    quickly[1] = str(tmp_path / "run")
+    assert cli.main([*quickly, "--out", str(tmp_path / "second")]) == 0
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -392,3 +518,4 @@ def test_the_estimate_grows_with_what_there_is_to_do(words: str) -> None:
     assert (SiD().passes(1.0), SiD().passes(5.0)) == (11, 18)
     model = tiny.model()
     assert estimate(model, quick(words, steps=100_000)) > estimate(model, quick(words, steps=10)) > 0
+    assert estimate(model, quick(words, steps=10), done=10) == 0

@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar, cast
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from . import prompts
+from . import checkpoint, prompts
 from .concept import Targets
 from .door import erase
 from .edits import GeneratorEdit, generator_of
@@ -34,6 +34,7 @@ from .kernel.student import Ema
 from .kernel.watch import Watch, spaced
 from .methods.base import File, Needs
 from .papers import Paper
+from .records import CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,7 @@ class SiD(Distilling):
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 5e-5
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 1.5e-4
     batch: Annotated[int, Ge(1), Le(8192), "samples an update"] = 32
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result; lower at first"] = (
-        0.999
-    )
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's average, the result; lower at first"] = 0.999
     prompts: Annotated[File, "file of prompts, one a line; empty: all that the model's world knows"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 100
 
@@ -114,15 +113,28 @@ class SiD(Distilling):
 
 
 @torch.no_grad()
-def estimate(model: Model, method: SiD) -> float:
-    """Return about how many seconds a distillation takes here, from one timed forward pass."""
+def estimate(model: Model, method: SiD, done: int = 0) -> float:
+    """Return about how many seconds a distillation takes here from `done` updates on, by one timed forward pass."""
     c = model.encode(list(method.told(model)[:1])).batch(method.batch)
     t = torch.full((method.batch,), model.denoiser.path.time(method.noise), device=model.device)
     x = torch.zeros(method.batch, *model.denoiser.shape, device=model.device)
     for _ in range(2):  # the first pass also warms up
         began = time.monotonic()
         model.denoiser(x.to(c.tokens.dtype), t, c).sum().item()
-    return (time.monotonic() - began) * method.passes(method.guidance or model.sampling.guidance) * method.steps
+    left = max(0, method.steps - done)
+    return (time.monotonic() - began) * method.passes(method.guidance or model.sampling.guidance) * left
+
+
+def done(out: Path) -> int:
+    """Return after how many updates the run in a folder would go on; 0 where there is none.
+
+    Raises:
+        BadRun: its checkpoint is broken.
+    """
+    if not (out / CHECKPOINT).is_file():
+        return 0
+    with checkpoint.reading(out / CHECKPOINT) as part:
+        return int(part("done"))
 
 
 def distill(

@@ -155,7 +155,10 @@ class Drive:
         self.chosen = state.chosen
         fit = method.fit(model, targets, state)
         try:
-            return self._steps(fit, state)
+            edit = self._steps(fit, state)
+            if self.keep_state:
+                self._save(state)
+            return edit
         finally:
             fit.close()
 
@@ -169,8 +172,6 @@ class Drive:
                 self._note(state.noted())
                 if not checkpoint.finite(edit.tensors()):
                     self._diverged(max(self.done - 1, 0), "a weight of the edit was NaN or infinite")
-                if self.keep_state:
-                    self._save(state)
                 return edit
             except Diverged as error:
                 self._diverged(error.step, str(error))

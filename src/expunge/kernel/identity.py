@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ..errors import Unsupported
 from .condition import Condition
-from .model import Model
+from .model import Model, component_of
 from .path import native
 from .sampler import Predict, clean, guided, one_step
 from .state import State
@@ -101,8 +101,11 @@ class Distillation:
         fake, generator: what is trained of psi and theta.
         t: time of the generator's only call.
         guidance: scale k in use; 1 for none.
+        known: whether psi starts as the fake score that watched the generator's distillation, not as the teacher.
+        alone: updates of the fake score alone, before the first of the generator.
 
     Raises:
+        BadRun: that fake score was kept and cannot be read.
         EmptySelection: the model has no such group, or one that holds nothing.
         Unsupported: bf16 where it cannot be had.
     """
@@ -112,8 +115,8 @@ class Distillation:
         self.bf16 = settings.precision == "bf16"
         if self.bf16 and not bf16_on(self.device):
             raise Unsupported(
-                f"precision=bf16 is for CUDA devices that compute in it, and the model is on {self.device}. Leave it at "
-                "fp32."
+                f"precision=bf16 is for CUDA devices that compute in it, and the model is on {self.device}. Leave it "
+                "at fp32."
             )
         self.t = self.path.time(settings.noise) if model.one_step is None else model.one_step.t
         self.first, self.last = self.path.time(settings.least), self.path.time(settings.most)
@@ -121,15 +124,29 @@ class Distillation:
         self.alpha, self.dropout, self.random = settings.alpha, settings.dropout, state.generator
         group, rank = settings.group, settings.rank
         own = [] if rank else model.denoiser.names(group)
-        self.theta, self.psi = model.denoiser.clone(own), self.phi.clone(own)
+        fake = model.one_step.fake if model.one_step else None
+        self.known, self.alone, self.component = fake is not None, 0, component_of(model, model.denoiser.module)
+        start = fake() if fake else {}
+        self.theta, self.psi = model.denoiser.clone(own), self.phi.clone({*own, *start})
         for clone in (self.theta, self.psi):
             for name in own:
                 weight = clone.module.get_parameter(name)
                 weight.data = weight.data.float()
+        for name, value in start.items():
+            weight = self.psi.module.get_parameter(name)
+            weight.data = value.to(weight)
+        state.keep("game", self)
         self.generator: Student = state.keep("theta", self.theta.unlock(group, rank, state.generator))
         self.fake: Student = state.keep("psi", self.psi.unlock(group, rank, state.generator))
         # a model that was trained without label dropout has no empty prompt, and needs none without guidance
         self.null = None if self.guidance == 1.0 else model.encode("")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what makes a generator of the averaged weights in a checkpoint: see `expunge.snapshot`."""
+        return {"t": self.t, "component": self.component, "alone": self.alone}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on; all of it follows from the model and the settings."""
 
     def arithmetic(self) -> torch.autocast:
         """Return the context that networks run in; trained weights stay float32, or small updates would be lost."""
