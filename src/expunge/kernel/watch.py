@@ -178,7 +178,8 @@ def spread(x: Tensor) -> float:
 
 def spread_within(x: Tensor) -> float:
     """Return the mean `spread` of the samples of one prompt, NOISES after NOISES in x (n, ...)."""
-    return sum(spread(group) for group in x.split(NOISES)) * NOISES / len(x)
+    groups = torch.split(x, NOISES)
+    return sum(map(spread, groups)) / len(groups)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

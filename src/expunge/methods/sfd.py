@@ -21,8 +21,8 @@ Differs     the released code stops at the first update of a v network. For text
             precision, where weights above 4e-3 are too coarse for its rate; here trained weights are float32, and may
             be low-rank. For nudity it puts a negative prompt in the empty one's place, which is left out. A class
             without an anchor becomes a random one of ten there; here a forgotten prompt keeps its safe one. In two
-            stages psi starts there as the distillation's fake score; here too, from a run that kept its state, while
-            for other generators psi starts as the teacher and learns alone at first, for `warmup` updates
+            stages their psi starts as the distillation's fake score for classes, as the teacher for text; ours always
+            as the former, if the run kept it, else as the teacher, and `warmup` updates of it alone come first
 Reference   Chen et al., Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion
             Models, ICLR 2025. arXiv:2409.11219
 """
