@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from expunge import checkpoint
+from expunge.errors import BadRun
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -44,3 +45,21 @@ def test_strangers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="cannot hold object"):
         checkpoint.save(tmp_path / "s", {"a": object()})
     assert not (tmp_path / "s").exists()
+
+
+def test_a_part_is_read_of_the_state_that_was_there_at_first(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    checkpoint.save(path, {"n": 1, "fit": {"psi": {"w": torch.ones(2)}, "step": 3}})
+    with checkpoint.reading(path) as part:
+        assert part("n") == 1
+        # a run under way replaces it
+        checkpoint.save(path, {"n": 2, "fit": {"psi": {"w": torch.zeros(2)}}})
+        assert torch.equal(part("fit", "psi")["w"], torch.ones(2))
+        assert (part("fit", "step"), part("fit", "theta"), part("none", "at all")) == (3, None, None)
+    assert checkpoint.load(path)["n"] == 2
+
+
+def test_a_broken_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "s").write_bytes(b"no state")
+    with pytest.raises(BadRun, match="cannot be read"), checkpoint.reading(tmp_path / "s"):
+        pass

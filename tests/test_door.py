@@ -27,6 +27,7 @@ from expunge.errors import BadModel, BadRun, ConceptError, Diverged, NeedsError,
 from expunge.kernel.model import Model
 from expunge.kernel.state import State, Step
 from expunge.methods.base import Needs
+from expunge.methods.sfd import SFD
 from expunge.records import Run
 
 WINDOW = 64
@@ -443,6 +444,16 @@ def test_an_interrupt_restores_the_base_and_can_go_on(model: Model, tmp_path: Pa
     assert same(edit, erase(model, Concept("bomb"), Fake()))
 
 
+def test_interrupted_again_before_the_next_checkpoint_loses_nothing(model: Model, tmp_path: Path) -> None:
+    interrupted(model, tmp_path)
+    kept = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True, save_every=1e9, progress=Clock(3))
+    assert (tmp_path / CHECKPOINT).read_bytes() == kept
+    edit = erase(model, Concept("bomb"), Fake(), out=tmp_path, resume=True)
+    assert same(edit, erase(model, Concept("bomb"), Fake()))
+
+
 @pytest.mark.parametrize(
     ("concept", "method", "seed", "message"),
     [
@@ -478,6 +489,21 @@ def test_a_finished_run_is_given_back(model: Model, tmp_path: Path) -> None:
     assert clock.seen == []
     with pytest.raises(BadRun, match="seed"):
         erase(model, Concept("bomb"), Fake(), seed=1, out=tmp_path, resume=True)
+
+
+def test_only_a_run_that_can_go_on_keeps_its_state(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="keep_state is for methods that can go on to more steps, not for fake"):
+        erase(model, Concept("bomb"), Fake(), out=tmp_path / "run", keep_state=True)
+    assert not (tmp_path / "run").exists()
+    method = {"steps": 1, "batch": 2, "probe": 0, "guidance": 1.0}
+    concept = Concept("bomb", anchor="cat", keep=("dog",))
+    whole = erase(model, concept, SFD(**method | {"steps": 2}))
+    for keep in (False, True):
+        out = tmp_path / str(keep)
+        erase(model, concept, SFD(**method), out=out, keep_state=keep)
+        assert (out / CHECKPOINT).exists() == keep
+    assert same(erase(model, concept, SFD(**method | {"steps": 2}), out=out, resume=True), whole)
+    assert not (out / CHECKPOINT).exists()
 
 
 def test_nothing_to_resume_without_a_folder(model: Model) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +39,37 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         BadRun: the file is broken.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            tree = json.loads((file.metadata() or {})["tree"])
-        state = _unpack(tree, tensors)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise BadRun(f"the checkpoint {path} cannot be read: {error}. Remove its folder and start again.") from error
+    with reading(path) as part:
+        state = part()
     if not isinstance(state, dict):
         raise BadRun(f"the checkpoint {path} holds no state. Remove its folder and start again.")
     return state
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Callable[..., Any]]:
+    """Give `part(*keys)`, which reads what lies under some keys of a state, one inside the other; None for no such key.
+
+    All parts are of one state, also while a run replaces the file, and only what is asked for is read.
+
+    Raises:
+        BadRun: the file is broken.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tree = json.loads((file.metadata() or {})["tree"])
+
+            def part(*keys: str) -> Any:
+                found = tree
+                for key in keys:
+                    found = dict(found["dict"]).get(key)
+                    if found is None:
+                        return None
+                return _unpack(found, file.get_tensor)
+
+            yield part
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise BadRun(f"the checkpoint {path} cannot be read: {error}. Remove its folder and start again.") from error
 
 
 def size(state: Any) -> int:
@@ -92,19 +114,19 @@ def _pack(value: Any, tensors: dict[str, Tensor], taken: set[int]) -> Any:
     )
 
 
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _unpack(value: Any, tensor: Callable[[str], Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, inner),) = value.items()
     match kind:
         case "tensor":
-            return tensors[inner]
+            return tensor(inner)
         case "dict":
-            return {_unpack(k, tensors): _unpack(v, tensors) for k, v in inner}
+            return {_unpack(k, tensor): _unpack(v, tensor) for k, v in inner}
         case "tuple":
-            return tuple(_unpack(v, tensors) for v in inner)
+            return tuple(_unpack(v, tensor) for v in inner)
         case "list":
-            return [_unpack(v, tensors) for v in inner]
+            return [_unpack(v, tensor) for v in inner]
         case "float":
             return float(inner)
     raise ValueError(f"unknown mark {kind!r}")

@@ -16,47 +16,36 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-from . import prompts
+from . import checkpoint, prompts
 from .concept import Targets
 from .door import erase
 from .edits import GeneratorEdit, generator_of
 from .errors import NeedsError
 from .kernel.descent import Descent
-from .kernel.identity import Distillation
+from .kernel.identity import Distillation, Distilling
 from .kernel.model import Model
 from .kernel.state import State, Step
 from .kernel.student import Ema
 from .kernel.watch import Watch, spaced
 from .methods.base import File, Needs
 from .papers import Paper
+from .records import CHECKPOINT
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiD:
+class SiD(Distilling):
     """Score identity distillation; the module's docstring has the losses."""
 
-    group: Annotated[str, "weights to train, of generator and fake score"] = "all"
-    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else low-rank updates (LoRA)"] = 0
-    guidance: Annotated[float, Ge(0), Le(30), "guidance scale, in training too; 0 for the model's own, 1 for none"] = (
-        0.0
-    )
-    alpha: Annotated[float, Ge(0), Le(2), "correction for the fake score's dependence on the generator"] = 1.0
-    noise: Annotated[float, Gt(0), Le(100), "sigma / alpha that the generator starts from"] = 2.5
-    least: Annotated[float, Gt(0), Le(100), "lowest sigma / alpha at which scores are compared"] = 0.138
-    most: Annotated[float, Gt(0), Le(100), "highest sigma / alpha at which scores are compared"] = 13.0
-    dropout: Annotated[
-        float, Ge(0), Lt(1), "share of prompts that the fake score learns as empty; with guidance only"
-    ] = 0.1
     steps: Annotated[int, Ge(0), Le(10_000_000), "updates of fake score and generator each"] = 5000
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 5e-5
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 1.5e-4
     batch: Annotated[int, Ge(1), Le(8192), "samples an update"] = 32
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.99
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's average, the result; lower at first"] = 0.999
     prompts: Annotated[File, "file of prompts, one a line; empty: all that the model's world knows"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 100
 
@@ -76,10 +65,7 @@ class SiD:
         """Train fake score and generator in turn; yields a Step an update of both, returns the generator."""
         del targets  # nothing is forgotten
         told = self.told(model)
-        game = Distillation(
-            model, state, group=self.group, rank=self.rank, noise=self.noise, least=self.least, most=self.most,
-            guidance=self.guidance or model.sampling.guidance, alpha=self.alpha, dropout=self.dropout,
-        )  # fmt: skip
+        game = Distillation(model, state, self)
         fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
         opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
         ema = state.keep("ema", Ema(game.generator, self.decay))
@@ -95,7 +81,7 @@ class SiD:
             c = model.encode([told[j] for j in rows])
             learned = fake.step(fake=game.fake_loss(c).mean())
             losses = opt.step(identity=game.generator_loss(c, c).mean())
-            ema.update()
+            ema.update(i)
             yield Step(i, self.steps, {**losses, **learned, **watch.look(i, self.steps)})
         return made()
 
@@ -127,15 +113,28 @@ class SiD:
 
 
 @torch.no_grad()
-def estimate(model: Model, method: SiD) -> float:
-    """Return about how many seconds a distillation takes here, from one timed forward pass."""
+def estimate(model: Model, method: SiD, done: int = 0) -> float:
+    """Return about how many seconds a distillation takes here from `done` updates on, by one timed forward pass."""
     c = model.encode(list(method.told(model)[:1])).batch(method.batch)
     t = torch.full((method.batch,), model.denoiser.path.time(method.noise), device=model.device)
     x = torch.zeros(method.batch, *model.denoiser.shape, device=model.device)
     for _ in range(2):  # the first pass also warms up
         began = time.monotonic()
         model.denoiser(x.to(c.tokens.dtype), t, c).sum().item()
-    return (time.monotonic() - began) * method.passes(method.guidance or model.sampling.guidance) * method.steps
+    left = max(0, method.steps - done)
+    return (time.monotonic() - began) * method.passes(method.guidance or model.sampling.guidance) * left
+
+
+def done(out: Path) -> int:
+    """Return after how many updates the run in a folder would go on; 0 where there is none.
+
+    Raises:
+        BadRun: its checkpoint is broken.
+    """
+    if not (out / CHECKPOINT).is_file():
+        return 0
+    with checkpoint.reading(out / CHECKPOINT) as part:
+        return int(part("done"))
 
 
 def distill(
@@ -147,6 +146,7 @@ def distill(
     resume: bool = False,
     save_every: float = 120.0,
     progress: Callable[[Step], None] | None = None,
+    keep_state: bool = True,
 ) -> GeneratorEdit:
     """Distil a model into a one-step generator; the model itself is left untouched, bit for bit.
 
@@ -156,9 +156,12 @@ def distill(
         seed: two runs with the same seed give the same generator.
         out: folder of the run: checkpoints while it lasts, then the generator and its card. `expunge.load(out)` is then
             the generator as a model.
-        resume: go on with the interrupted run in `out`; the generator is bit-identical to an uninterrupted one's.
+        resume: go on with the run in `out`, interrupted or finished, to as many steps as before or more; the generator
+            is bit-identical to that of a run that was undisturbed and had so many from the start.
         save_every: seconds between checkpoints.
         progress: called after each update.
+        keep_state: leave the last checkpoint in `out`, seven times the size of what is trained in float32: a finished
+            run goes on from it, and SFD starts from its fake score.
 
     Raises:
         NeedsError: the model is a generator already, or nobody says what to distil it on.
@@ -169,5 +172,6 @@ def distill(
     """
     method = method or SiD()
     method.told(model)  # a file that is not there is told before the run's folder is made
-    edit = erase(model, (), method, seed=seed, out=out, resume=resume, save_every=save_every, progress=progress)
+    options: dict[str, Any] = {"resume": resume, "save_every": save_every, "progress": progress}
+    edit = erase(model, (), method, seed=seed, out=out, keep_state=keep_state, **options)
     return cast(GeneratorEdit, edit)

@@ -50,6 +50,7 @@ def erase(
     progress: Progress | None = None,
     make_images: int = 0,
     probe: Probe | None = None,
+    keep_state: bool = False,
 ) -> Edit:
     """Erase one concept or several from a model, which itself is left untouched, bit for bit.
 
@@ -59,11 +60,13 @@ def erase(
         method: a value of one of the method classes; it holds the settings.
         seed: two runs with the same seed give the same edit.
         out: folder of the run: checkpoints while it lasts, then the edit and its card. Must be empty, or not be there.
-        resume: go on with the interrupted run in `out`; the edit is bit-identical to an uninterrupted one's.
+        resume: go on with the interrupted run in `out`; the edit is bit-identical to an uninterrupted one's. A run of
+            `sfd` may be asked for more steps than before.
         save_every: seconds between checkpoints.
         progress: called after each update.
         make_images: pictures to draw of each concept, and as many to retain, where no folder gives a method its own.
         probe: looks at the model between updates and ends the fit when the concepts are gone.
+        keep_state: leave the last checkpoint in `out`, so that the finished run can go on to more steps (`sfd`).
 
     Returns:
         The edit. Apply it with `with edit.on(model):`, keep it with `edit.save(path)`.
@@ -79,14 +82,17 @@ def erase(
     """
     out = None if out is None else Path(out)
     targets = _prepare(model, concept, method, seed, make_images)
+    continues: bool = getattr(method, "continues", False)
+    if keep_state and not continues:
+        raise SettingError(f"keep_state is for methods that can go on to more steps, not for {_name(method)}.")
     request = request_of(model, targets, method, seed, make_images, probe)
-    saved = enter(out, request, resume)
+    saved = enter(out, request, resume, continues)
     if isinstance(saved, Path):
         return load_edit(saved)
     if out is not None:
         need_space(out, footprint.needed(model, method, request))
     tokens.warn_keeps(model.world, targets, method)
-    drive = _Drive(request, model.name, out, save_every, saved, progress)
+    drive = Drive(request, model.name, out, save_every, saved, progress, keep_state)
     began = time.monotonic()
     with (
         torch.enable_grad(),  # whoever calls may have turned gradients off
@@ -97,7 +103,7 @@ def erase(
         shown = pictures.shown(model, spoken, method, request, out, progress)
         drive.before = time.monotonic() - began
         edit = drive.run(model, shown, method, seed, probe)
-    return drive.finish(edit, model.device)
+    return drive.finish(edit, _peak(model.device))
 
 
 @contextmanager
@@ -115,7 +121,7 @@ def _restored(model: Model, request: dict[str, Any]) -> Iterator[None]:
 
 
 @dataclass
-class _Drive:
+class Drive:
     """One erasure on its way: its losses, its clock, its checkpoints."""
 
     request: dict[str, Any]
@@ -124,6 +130,7 @@ class _Drive:
     save_every: float
     saved: dict[str, Any] | None
     progress: Progress | None
+    keep_state: bool
     losses: dict[str, list[float]] = field(default_factory=dict)
     done: int = 0
     before: float = 0.0
@@ -142,11 +149,16 @@ class _Drive:
             state.observe(probe, model)
         self.began = time.monotonic()
         _reset_peak(model.device)
-        self._save(state)
+        if not self.saved:
+            # the folder is this run's from here on. One that goes on has its state there, and none in memory yet
+            self._save(state)
         self.chosen = state.chosen
         fit = method.fit(model, targets, state)
         try:
-            return self._steps(fit, state)
+            edit = self._steps(fit, state)
+            if self.keep_state:
+                self._save(state)
+            return edit
         finally:
             fit.close()
 
@@ -195,6 +207,7 @@ class _Drive:
             self._diverged(max(self.done - 1, 0), "a weight or a moment of the optimiser was NaN or infinite")
         whole = {
             "request": self.request,
+            "model": self.model,
             "fit": fit,
             "losses": self.losses,
             "done": self.done,
@@ -205,26 +218,31 @@ class _Drive:
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         """Stop: record where, and say it."""
-        where = "No --out was given, so no state was kept."
+        where, made = "No --out was given, so no state was kept.", "No edit was made."
         if self.out is not None:
-            Run(self.out).write_card(self._card(f"diverged at step {step}"))
             where = f"The last good state, after {self.good} steps, lies in {self.out / CHECKPOINT}."
+            if (self.out / EDIT).exists():
+                made = f"The edit in {self.out} is that of fewer steps, as before."
+            else:
+                Run(self.out).write_card(self._card(f"diverged at step {step}"))
         raise Diverged(
             f"training diverged: {what} at step {step}. {where} "
-            "No edit was made. Lower lr, or look at the method's limits with `expunge methods`.",
+            f"{made} Lower lr, or look at the method's limits with `expunge methods`.",
             step,
         )
 
-    def finish(self, edit: Edit, device: torch.device) -> Edit:
-        """Fill the edit's card and write the run's folder, the card last."""
-        card = replace(self._card("complete"), kind=edit.kind, peak_bytes=_peak(device))
+    def finish(self, edit: Edit, peak: int) -> Edit:
+        """Fill the edit's card, with the highest memory in bytes, and write the run's folder, the card last."""
+        card = replace(self._card("complete"), kind=edit.kind, peak_bytes=peak)
         edit = edit.with_card(card)
         if self.out is not None:
+            Run(self.out).withdraw()  # of a run that went on: a card must not stand beside another edit
             edit.save(self.out / EDIT)
             if isinstance(edit, LowRankEdit):
                 edit.export_lora(self.out / "lora")
             Run(self.out).write_card(card)
-            (self.out / CHECKPOINT).unlink()
+            if not self.keep_state:
+                (self.out / CHECKPOINT).unlink(missing_ok=True)
         return edit
 
     def _card(self, status: str) -> Card:

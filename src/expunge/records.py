@@ -2,6 +2,7 @@
 
 card.json            what was done to which model, at what cost (written last: a card means a whole run)
 edit.safetensors     the edit
+state.safetensors    what an interrupted run goes on with; of a finished one that can go on, where that was wanted
 lora/                low-rank edits only: what `pipe.load_lora_weights` reads
 scores.json          list of Score
 outcomes.jsonl       one line a picture pair
@@ -13,6 +14,7 @@ samples/index.json   picture pairs, the PNGs beside it, and sheet.png
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -230,6 +232,12 @@ class Run:
         """Write the card."""
         write_json(self.folder / CARD, card.to_json())
 
+    def withdraw(self) -> None:
+        """Remove the card, and what an audit said of the edit that another one is about to replace; the card first."""
+        for name in (CARD, SCORES, OUTCOMES, NEIGHBOURS):
+            (self.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(self.folder / SAMPLES, ignore_errors=True)
+
     def write_scores(self, scores: Sequence[Score]) -> None:
         """Write scores; they replace every earlier one of the same protocols."""
         new = {s.protocol for s in scores}
@@ -273,6 +281,8 @@ def need_empty(folder: Path) -> None:
         raise BadRun(f"{folder} is a file. Give a folder that is empty or does not exist.")
     if folder.is_dir() and (there := sorted(p.name for p in folder.iterdir())):
         mend = "Add --resume to go on with the interrupted run in it" if CHECKPOINT in there else "Choose another"
+        if {CARD, CHECKPOINT} <= {*there}:
+            mend = "Add --resume and more steps (--set steps=...) to go on with the finished run in it"
         raise BadRun(f"the folder {folder} is not empty (it holds {', '.join(there[:4])}). {mend}, or empty it.")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -18,6 +18,8 @@ from .records import CARD, CHECKPOINT, EDIT, Run, need_empty
 from .storage import sweep
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .kernel.model import Model
     from .kernel.state import Probe
     from .methods.base import Method
@@ -49,7 +51,10 @@ def request_of(
 
 
 def contents(model: Model, targets: Sequence[Targets], method: Method) -> dict[str, str]:
-    """Return a hash of what each file and folder holds that the run learns from; one that cannot be read has none."""
+    """Return a hash of what each file and folder holds that the run learns from; one that cannot be read has none.
+
+    A fake score that a generator was distilled with counts as one.
+    """
     settings: Any = method
     hints, values, needs = get_type_hints(type(method), include_extras=True), asdict(settings), method.needs
     files = {k: Path(v) for k, v in values.items() if v and FILE in getattr(hints[k], "__metadata__", ())}
@@ -66,11 +71,34 @@ def contents(model: Model, targets: Sequence[Targets], method: Method) -> dict[s
             folders[f"keep_images of {c.name!r}"] = c.keep_images
     # whoever reads a file says what is wrong with it
     found = {k: hashlib.sha256(path.read_bytes()).hexdigest() for k, path in files.items() if path.is_file()}
+    if not needs.steps and model.one_step and model.one_step.fake:
+        found["fake score"] = _digest(model.one_step.fake())
     return found | {k: pictures.digest(folder) for k, folder in folders.items()}
 
 
-def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, Any] | Path | None:
-    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start."""
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights and their names."""
+    h = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        h.update(f"{name}{tuple(value.shape)}".encode())
+        h.update(value.float().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+
+def enter(
+    out: Path | None, request: dict[str, Any], resume: bool, continues: bool = False
+) -> dict[str, Any] | Path | None:
+    """Check the run's folder; return the checkpoint to go on with, the finished edit, or None for a fresh start.
+
+    Args:
+        out: the folder.
+        request: see `request_of`.
+        resume: whether there may be something in it.
+        continues: whether a run of more steps is the same run, gone on with.
+
+    Raises:
+        BadRun: the folder is in the way, holds another run, or a finished one that cannot go on.
+    """
     if out is None:
         if resume:
             raise BadRun(
@@ -80,28 +108,20 @@ def enter(out: Path | None, request: dict[str, Any], resume: bool) -> dict[str, 
     if not resume:
         need_empty(out)
         return None
-    return _resume(out, request)
+    return _resume(out, request, continues)
 
 
-def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
+def _resume(out: Path, request: dict[str, Any], continues: bool) -> dict[str, Any] | Path | None:
     if not out.exists():
         return None
     if not out.is_dir():
         raise BadRun(f"{out} is a file. Give the folder of the interrupted run.")
     sweep(out)
-    if (out / CARD).exists():
-        card = Run.open(out).card
-        if card.status == "complete":
-            done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
-            # cards of older versions do not say what the files held
-            done["contents"] = card.contents or request.get("contents", {})
-            _check_same(out, done | {"make_images": card.make_images or None}, request)
-            # killed between the last two writes of a run that was whole
-            (out / CHECKPOINT).unlink(missing_ok=True)
-            return out / EDIT
+    if (out / CARD).exists() and _whole(out, request, continues):
+        return out / EDIT
     if (out / CHECKPOINT).exists():
         saved = checkpoint.load(out / CHECKPOINT)
-        _check_same(out, saved["request"], request)
+        _check_same(out, _grown(saved["request"], request) if continues else saved["request"], request)
         return saved
     if (former := tokens.former(out) or pictures.former(out)) is not None:
         # killed between an inversion, or drawing pictures, and the first checkpoint
@@ -109,6 +129,39 @@ def _resume(out: Path, request: dict[str, Any]) -> dict[str, Any] | Path | None:
     elif any(out.iterdir()):
         raise BadRun(f"{out} holds files but no interrupted run ({CHECKPOINT} is missing). Choose another folder.")
     return None
+
+
+def _whole(out: Path, request: dict[str, Any], continues: bool) -> bool:
+    """Tell whether a folder with a card holds all that is asked for; if not, there is a checkpoint to go on with.
+
+    Raises:
+        BadRun: it holds another run, or a finished one that cannot go on.
+    """
+    card = Run.open(out).card
+    if card.status != "complete":
+        return False
+    done = request | {k: v for k, v in asdict(card).items() if k in request} | {"concepts": card.concepts}
+    # cards of older versions do not say what the files held
+    done["contents"] = card.contents or request.get("contents", {})
+    former = done | {"make_images": card.make_images or None}
+    grown = _grown(former, request) if continues else former
+    _check_same(out, grown, request)
+    if not continues:
+        # killed between the last two writes of a run that was whole
+        (out / CHECKPOINT).unlink(missing_ok=True)
+    if grown is not former and not (out / CHECKPOINT).exists():
+        raise BadRun(
+            f"{out} is finished with steps={former['settings']['steps']}, and what it would need to go on to "
+            f"{request['settings']['steps']} was not kept ({CHECKPOINT} is missing). Start anew in another folder, "
+            "with keep_state=True (--keep-state)."
+        )
+    return grown is former
+
+
+def _grown(former: dict[str, Any], request: dict[str, Any]) -> dict[str, Any]:
+    """Return a former request with the steps of the present one, if those are more."""
+    before, now = (r["settings"].get("steps", 0) for r in (former, request))
+    return former | {"settings": former["settings"] | {"steps": now}} if now > before else former
 
 
 def _check_same(out: Path, former: dict[str, Any], request: dict[str, Any]) -> None:

@@ -14,10 +14,9 @@ from expunge.bench.multistep import NAME, MultiStep
 from expunge.concept import Concept
 from expunge.door import erase
 from expunge.kernel.denoiser import Denoiser
-from expunge.kernel.identity import Distillation
+from expunge.kernel.identity import Distillation, Distilling
 from expunge.kernel.model import Model
 from expunge.kernel.state import State
-from expunge.methods.sfd import SFD
 from expunge.records import Run, Score
 
 CONCEPT = Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",))
@@ -31,11 +30,7 @@ def colour(model: Model, prompt: str) -> Tensor:
 
 
 def game(model: Model) -> Distillation:
-    sfd = SFD()
-    return Distillation(
-        model, State(0), group="cross-attention", rank=0, noise=sfd.noise, least=sfd.least, most=sfd.most,
-        guidance=1.0, alpha=sfd.alpha, dropout=sfd.dropout,
-    )  # fmt: skip
+    return Distillation(model, State(0), Distilling(group="cross-attention"))
 
 
 def test_the_concept_becomes_its_anchor_and_the_model_is_still_sampled_in_steps() -> None:

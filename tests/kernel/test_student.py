@@ -151,3 +151,34 @@ def test_ema_is_the_weighted_sum_of_the_history() -> None:
             p.copy_(start + k)
         ema.update()
     torch.testing.assert_close(ema.shadow[name], start + 0.5 * 2 + 0.25 * 1, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n", [1, 30, 300])
+def test_a_long_average_of_a_short_history_forgets_the_first_weights(n: int) -> None:
+    """Weights at i + 1 after update i: with the warm-up the average is 0.9 n after n updates, by induction."""
+    student = tiny.model().denoiser.unlock("text-readers")
+    plain, warm = Ema(student, decay=0.999), Ema(student, decay=0.999)
+    name, p = next(iter(student.weights.items()))
+    start = p.detach().clone()
+    for i in range(n):
+        with torch.no_grad():
+            p.copy_(start + i + 1)
+        plain.update()
+        warm.update(i)
+    moved = {kind: (ema.shadow[name] - start).mean().item() for kind, ema in (("plain", plain), ("warm", warm))}
+    assert moved["plain"] < 0.15 * n
+    assert moved["warm"] == pytest.approx(0.9 * n, rel=1e-4)
+
+
+def test_the_warm_up_ends_at_the_decay() -> None:
+    student = tiny.model().denoiser.unlock("text-readers")
+    plain, warm = Ema(student, decay=0.5), Ema(student, decay=0.5)
+    with torch.no_grad():
+        next(iter(student.weights.values())).add_(1)
+    # (1 + 8) / (10 + 8) = 0.5
+    for i, alike in ((7, False), (8, True), (1000, True)):
+        plain.load_state_dict(student.original)
+        warm.load_state_dict(student.original)
+        plain.update()
+        warm.update(i)
+        assert all(torch.equal(plain.shadow[k], v) for k, v in warm.shadow.items()) == alike

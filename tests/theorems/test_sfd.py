@@ -10,26 +10,26 @@ import pytest
 import torch
 from torch import Tensor
 
+from expunge import checkpoint
 from expunge.backbones import toy
 from expunge.concept import Concept
 from expunge.distill import SiD, distill
 from expunge.door import erase
-from expunge.edits import GeneratorEdit
-from expunge.errors import ConceptError, NeedsError
+from expunge.edits import GeneratorEdit, WeightEdit
+from expunge.errors import BadRun, ConceptError, NeedsError
 from expunge.kernel.descent import Descent
-from expunge.kernel.identity import Distillation, identity
-from expunge.kernel.model import Model
+from expunge.kernel.identity import Distillation, Distilling, identity
+from expunge.kernel.lowrank import product
+from expunge.kernel.model import Model, OneStep
 from expunge.kernel.path import KINDS, Kind
 from expunge.kernel.sampler import clean, guided, one_step
-from expunge.kernel.state import State
+from expunge.kernel.state import State, Step
 from expunge.methods.sfd import SFD
+from expunge.records import CHECKPOINT
 
 CONVERGED = 0.03  # means are of order 1; what sign-like updates (Adam without momentum) of this rate leave
 ROUNDING = 1e-3  # float32 through a division by alpha of 0.08, relative
-GAME: dict[str, Any] = {
-    "group": "cross-attention", "rank": 0, "noise": 2.5, "least": 0.138, "most": 13.0, "guidance": 1.0, "alpha": 1.0,
-    "dropout": 0.1,
-}  # fmt: skip
+GAME: dict[str, Any] = {"group": "cross-attention"}
 TRAIN: dict[str, Any] = {
     "group": "cross-attention", "steps": 350, "lr": 0.01, "fake_lr": 0.05, "batch": 16, "decay": 0.97, "probe": 0
 }  # fmt: skip
@@ -102,7 +102,7 @@ def test_clean_predictions_make_the_parameterisations_one() -> None:
     found = {}
     for kind in ("eps", "x0", "v"):
         model = toy.model(kind)  # type: ignore[arg-type]
-        game = Distillation(model, State(0), **GAME | {"most": 5.0})
+        game = Distillation(model, State(0), Distilling(**GAME | {"most": 5.0}))
         loss = game.generator_loss(model.encode(["bomb"] * 8), model.encode(["cat"] * 8))
         gradient = torch.autograd.grad(loss.sum(), list(game.generator.weights.values()))[0]
         assert gradient.norm() > 0.1
@@ -116,7 +116,7 @@ def test_the_gradient_runs_through_both_networks_and_stays_in_neither() -> None:
     found = []
     for cut in ("", "phi", "psi"):
         model = toy.model("v")
-        game = Distillation(model, State(0), **GAME)
+        game = Distillation(model, State(0), Distilling(**GAME))
         if cut:
             getattr(game, cut).call = torch.no_grad()(game.phi.call)
         loss = game.generator_loss(model.encode(["bomb"] * 8), model.encode(["cat"] * 8))
@@ -136,7 +136,7 @@ def test_the_gradient_runs_through_both_networks_and_stays_in_neither() -> None:
 def test_the_fake_score_of_a_gaussian_is_at_its_mean(kind: Kind) -> None:
     """Before any update a generator at time t* draws mu sigma^2 / (alpha^2 SPREAD^2 + sigma^2): psi ends up there."""
     model = toy.model(kind)
-    game = Distillation(model, State(0), **GAME | {"noise": 0.1})
+    game = Distillation(model, State(0), Distilling(**GAME | {"noise": 0.1}))
     alpha, sigma = (v.item() for v in model.denoiser.path.at(torch.tensor([game.t])))
     wanted = mean(model, "cat") * sigma**2 / (alpha**2 * toy.SPREAD**2 + sigma**2)
     c = model.encode(["cat"] * 32)
@@ -174,13 +174,133 @@ def test_sfd_goes_on_with_a_generator(tmp_path: Any) -> None:
     for word in ("bomb", "cat", "dog"):
         torch.testing.assert_close(drawn(model, word), mean(multi, word), atol=CONVERGED, rtol=0)
     concept = Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",))
-    second = erase(model, concept, SFD(**TRAIN), seed=0)
+    second = erase(model, concept, SFD(**TRAIN), seed=1)
     assert isinstance(second, GeneratorEdit)
     assert second.t == first.t != multi.denoiser.path.time(SFD().noise)
     with second.on(model):
         torch.testing.assert_close(drawn(model, "bomb"), mean(multi, "cat"), atol=CONVERGED, rtol=0)
         torch.testing.assert_close(drawn(model, "dog"), mean(multi, "dog"), atol=CONVERGED, rtol=0)
     torch.testing.assert_close(drawn(model, "bomb"), mean(multi, "bomb"), atol=CONVERGED, rtol=0)
+
+
+def kept(folder: Path, **changes: Any) -> Model:
+    """A generator whose run kept its fake score, loaded as a model."""
+    from expunge import fake
+
+    (folder / "prompts.txt").write_text("bomb\ncat\ndog\n")
+    settings = TRAIN | {"noise": 0.5, "steps": 30, "prompts": str(folder / "prompts.txt")} | changes
+    edit = distill(toy.model("v"), SiD(**settings), out=folder / "run")
+    model = edit.settle(toy.model("v"))
+    teacher = model.teacher
+    model.become(OneStep(edit.t, teacher, lambda: fake.read(folder / "run" / CHECKPOINT, teacher)))
+    return model
+
+
+CONCEPT = Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",))
+QUICK = TRAIN | {"steps": 2, "warmup": 100}
+
+
+def run(model: Model, method: SFD) -> tuple[State, list[tuple[set[str], Tensor, Tensor]]]:
+    """Return a fit's state, and of each update the figures it had, and psi and theta after it."""
+    state, seen = State(0), []
+    fit = method.fit(model, [CONCEPT.resolve(None)], state)
+    for step in fit:
+        psi, theta = (next(iter(state.objects[k].state_dict().values())) for k in ("psi", "theta"))
+        seen.append((set(step.losses), psi, theta))
+    return state, seen
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_fake_score_of_the_distillation_goes_on(tmp_path: Path, rank: int) -> None:
+    """Two stages as the authors do them: psi is where the first stage left it, and learns nothing alone."""
+    model = kept(tmp_path, rank=rank)
+    with checkpoint.reading(tmp_path / "run" / CHECKPOINT) as part:
+        left = part("fit", "psi")
+    weight = left["to_mean.weight"] if not rank else product(left["to_mean.weight.down"], left["to_mean.weight.up"])
+    teacher = toy.model("v").network.to_mean.weight.detach()
+    wanted = weight if not rank else teacher + weight
+    assert (wanted - teacher).norm() > 0.05
+    for changes in ({}, {"rank": 1}):
+        game = Distillation(model, State(0), SFD(**QUICK | changes))
+        torch.testing.assert_close(game.psi.module.get_parameter("to_mean.weight").detach(), wanted)
+        assert torch.equal(game.phi.module.get_parameter("to_mean.weight"), teacher)
+        assert game.known
+    seen = run(model, SFD(**QUICK))[1]
+    assert [names for names, _, _ in seen] == [{"retain", "forget", "fake"}] * 2
+    # so much for what is trained: nothing of the generator's start has changed
+    assert model.fingerprint() == model.hash
+
+
+def test_without_its_fake_score_psi_learns_alone_at_first(tmp_path: Path) -> None:
+    """Then psi knows the generator before it is taught by it: of one that draws everything as another word."""
+    edit = GeneratorEdit(WeightEdit({"unet.to_mean.weight": shifted()}), t=999)
+    model = edit.settle(toy.model("v"))
+    before = model.network.to_mean.weight.detach().clone()
+    method = SFD(**QUICK)
+    _, seen = run(model, method)
+    assert [names for names, _, _ in seen] == [{"fake"}] * 100 + [{"retain", "forget", "fake"}] * 2
+    assert all(torch.equal(theta, before) for _, _, theta in seen[:100])
+    assert not torch.equal(seen[100][2], before)
+    away = [(psi - before)[:, [toy.WORDS.index(w) for w in ("bomb", "dog")]].norm().item() for _, psi, _ in seen]
+    assert away[0] > 1
+    assert away[99] < 0.1
+    # of a model that is sampled in steps, psi starts as near to the generator as it can
+    assert [names for names, _, _ in run(toy.model("v"), method)[1]] == [{"retain", "forget", "fake"}] * 2
+
+
+def shifted() -> Tensor:
+    """The words' colours, exchanged."""
+    return toy.model("v").network.to_mean.weight.detach().flip(1).clone()
+
+
+def test_forgetting_counts_and_resumes_what_psi_learned_alone(tmp_path: Path) -> None:
+    model = GeneratorEdit(WeightEdit({"unet.to_mean.weight": shifted()}), t=999).settle(toy.model("v"))
+    method, seen = SFD(**QUICK | {"warmup": 3, "steps": 3}), list[int]()
+    whole = erase(model, CONCEPT, method)
+    assert whole.card is not None
+    assert whole.card.steps == 6
+    assert {k: len(v) for k, v in whole.card.losses.items()} == {"fake": 6, "retain": 3, "forget": 3}
+
+    def stop(step: Step) -> None:
+        seen.append(step.i)
+        if step.i in (1, 4):
+            raise KeyboardInterrupt
+
+    for at in (1, 4):
+        with pytest.raises(KeyboardInterrupt):
+            erase(model, CONCEPT, method, out=tmp_path, resume=at > 1, save_every=0, progress=stop)
+    again = erase(model, CONCEPT, method, out=tmp_path, resume=True, progress=lambda step: seen.append(step.i))
+    assert seen == [0, 1, 2, 3, 4, 5]
+    assert all(torch.equal(v, whole.tensors()[k]) for k, v in again.tensors().items())
+
+
+def test_another_fake_score_is_another_run(tmp_path: Path) -> None:
+    model = kept(tmp_path)
+    known, method = model.one_step, SFD(**QUICK)
+    edit = erase(model, CONCEPT, method, out=tmp_path / "sfd")
+    assert edit.card is not None
+    assert len(edit.card.contents["fake score"]) == 64
+    erase(model, CONCEPT, method, out=tmp_path / "sfd", resume=True)
+    assert known is not None
+    model.become(OneStep(known.t, known.teacher))
+    with pytest.raises(BadRun, match=r"contents of fake score: \w{12} then, none now"):
+        erase(model, CONCEPT, method, out=tmp_path / "sfd", resume=True)
+
+
+def test_a_fake_score_of_another_model_is_refused(tmp_path: Path) -> None:
+    model = kept(tmp_path)
+    saved = checkpoint.load(tmp_path / "run" / CHECKPOINT)
+    saved["fit"]["psi"]["conv_in.weight"] = torch.zeros(1)
+    checkpoint.save(tmp_path / "run" / CHECKPOINT, saved)
+    with pytest.raises(BadRun, match="fake score of another model: this one has no weight 'conv_in.weight'"):
+        erase(model, CONCEPT, SFD(**QUICK))
+
+
+def test_few_updates_on_a_model_that_is_sampled_in_steps_are_remarked(tmp_path: Path) -> None:
+    multi = toy.model("v")
+    assert "200 updates make no one-step generator" in SFD().caution(multi)
+    assert SFD(steps=2000).caution(multi) == ""
+    assert SFD().caution(GeneratorEdit(WeightEdit({}), t=999).settle(multi)) == ""
 
 
 def test_guidance_is_distilled_into_the_generator(tmp_path: Any) -> None:

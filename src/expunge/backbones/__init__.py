@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 
 from ..concept import World
 from ..errors import BadModel, Unsupported, nearest
-from ..kernel.model import Model
-from ..records import CARD, Run
+from ..kernel.model import Model, OneStep
+from ..records import CARD, CHECKPOINT, Run
 
 SHIPPED = ("emoji", "fashion", "tiny")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -88,6 +89,7 @@ def generator(run: Path, **options: Any) -> Model:
     Raises:
         BadModel: the run made something else.
     """
+    from .. import fake
     from ..edits import GeneratorEdit, load_edit
 
     opened = Run.open(run)
@@ -97,7 +99,12 @@ def generator(run: Path, **options: Any) -> Model:
             f"{run} holds an edit of kind {edit.kind!r} of the model {base!r}; only the run of a one-step generator "
             f"can stand for a model. Give {base!r}."
         )
-    model = edit.settle(load(base, **options))
+    model = load(base, **options)
+    first = model.one_step is None
+    edit.settle(model)
+    if first and (run / CHECKPOINT).is_file():
+        # a second distillation's fake score is an update of the first one's, which may be gone
+        model.become(OneStep(edit.t, model.teacher, partial(fake.read, run / CHECKPOINT, model.teacher)))
     model.name = str(run)
     return model
 

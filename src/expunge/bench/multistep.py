@@ -25,7 +25,7 @@ from ..door import erase
 from ..edits import Edit, generator_of
 from ..kernel.condition import Condition
 from ..kernel.descent import Descent
-from ..kernel.identity import Distillation, identity
+from ..kernel.identity import Distillation, Distilling, identity
 from ..kernel.model import Model
 from ..kernel.path import native
 from ..kernel.sampler import clean, trajectory
@@ -61,10 +61,7 @@ class MultiStep:
         """Train fake score and student in turn; yields a Step an update of both, returns the edit."""
         sfd = SFD(batch=self.batch)
         retained, forgotten, safe = sfd.divided(targets)
-        game = Distillation(
-            model, state, group=self.group, rank=0, noise=sfd.noise, least=sfd.least, most=sfd.most,
-            guidance=model.sampling.guidance, alpha=sfd.alpha, dropout=sfd.dropout,
-        )  # fmt: skip
+        game = Distillation(model, state, Distilling(group=self.group))
         fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
         opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
         ema = state.keep("ema", Ema(game.generator, self.decay))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SettingError
-from .options import Config, Device, ModelName, Pickle, Resume, Seed, resolve
+from .options import Config, Device, ModelName, Pickle, Seed, resolve
 
 if TYPE_CHECKING:
     from ..kernel.state import Step
@@ -28,13 +28,24 @@ def distill(
     config: Config = None,
     device: Device = "auto",
     seed: Seed = 0,
-    resume: Resume = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, to more steps too when it is finished.")
+    ] = False,
+    keep_state: Annotated[
+        bool, typer.Option(help="Keep what a finished run needs to go on, and SFD to start from; see the how-to.")
+    ] = True,
+    snapshot: Annotated[
+        bool, typer.Option("--snapshot", help="MODEL is a distillation's run: write its generator so far to --out.")
+    ] = False,
     allow_pickle: Pickle = False,
 ) -> None:
     """Distil a model into a generator that draws in one step; the run's folder is then a model."""
     from .. import flags, terminal
     from ..records import need_empty
 
+    if snapshot:
+        _look(model, out, wanted=bool(settings or recipe or resume))
+        return
     chosen = flags.recipe(recipe) if recipe else {}
     if (named := chosen.pop("method", "sid")) != "sid":
         raise SettingError(f"{recipe} is a recipe of {named!r}. A distillation needs one of 'sid', or none.")
@@ -46,21 +57,38 @@ def distill(
     from ..backbones import load
 
     method = flags.build(room.SiD, given)
+    done = room.done(out) if resume else 0
     loaded = load(model, device=target, allow_pickle=allow_pickle, config=config)
     guidance = method.guidance or loaded.sampling.guidance
     terminal.say(
         f"model    {model}",
         f"distil   {len(method.told(loaded))} prompts, guidance {guidance:g}",
         f"method   {method}",
-        f"cost     {method.steps} updates of {method.passes(guidance)} forward passes of {method.batch} samples: about "
-        f"{terminal.clock(room.estimate(loaded, method))} here",
+        f"cost     {max(0, method.steps - done)} updates of {method.passes(guidance)} forward passes of {method.batch} "
+        f"samples: about {terminal.clock(room.estimate(loaded, method, done))} here",
         f"seed     {seed}",
         f"run      {out}",
     )
     with terminal.bars() as tick:
-        edit = room.distill(loaded, method, seed=seed, out=out, resume=resume, progress=watched(tick))
+        edit = room.distill(
+            loaded, method, seed=seed, out=out, resume=resume, progress=watched(tick), keep_state=keep_state
+        )
     if edit.card:
         terminal.say(f"Distilled {model} in {edit.card.steps} updates, {terminal.clock(edit.card.seconds)}.")
+    typer.echo(f"Run: {out}")
+    terminal.say(f"Next: expunge generate {out} --prompt ... --out pictures")
+
+
+def _look(run: str, out: Path, *, wanted: bool) -> None:
+    """Write the generator of a run as it is now."""
+    from .. import terminal
+    from ..snapshot import snapshot
+
+    if wanted:
+        raise SettingError("--snapshot takes a run as it is. Leave out --set, --recipe and --resume.")
+    edit = snapshot(run, out)
+    assert edit.card is not None
+    terminal.say(f"The generator of {run} after {edit.card.settings['steps']} updates.")
     typer.echo(f"Run: {out}")
     terminal.say(f"Next: expunge generate {out} --prompt ... --out pictures")
 
@@ -70,7 +98,7 @@ def watched(tick: Tick) -> Callable[[Step], None]:
     from .. import terminal
 
     def show(step: Step) -> None:
-        figures = {name: value for name, value in step.losses.items() if name in ("distance", "recognised")}
+        figures = {name: value for name, value in step.losses.items() if name in ("distance", "variety", "recognised")}
         if figures:
             told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
             terminal.say(f"update {step.i + 1}: {told}")

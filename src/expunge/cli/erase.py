@@ -10,7 +10,7 @@ import typer
 
 from .. import complete
 from ..errors import ConceptError, SettingError, nearest
-from .options import Config, Device, MethodName, ModelName, Pickle, Resume, Seed, Settings, resolve
+from .options import Config, Device, KeepState, MethodName, ModelName, Pickle, Resume, Seed, Settings, resolve
 
 if TYPE_CHECKING:
     from ..concept import Concept, World
@@ -58,6 +58,7 @@ def erase(
             min=0, max=1, help="Stop early, at this probability that a judge sees the concept; shipped text models."
         ),
     ] = None,
+    keep_state: KeepState = False,
     config: Config = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -72,7 +73,8 @@ def erase(
     options = {"allow_pickle": allow_pickle, "config": config}
     edit = _erase(
         model, concept, method=method, settings=settings, out=out, device=device, seed=seed, resume=resume,
-        recipe=recipe, kind=kind, make_images=make_images, until=until, details=details, options=options,
+        recipe=recipe, kind=kind, make_images=make_images, until=until, keep_state=keep_state, details=details,
+        options=options,
     )  # fmt: skip
     if edit.card:
         terminal.say(terminal.outcome(edit.card))
@@ -124,6 +126,7 @@ def _erase(
     kind: str = "",
     make_images: int | None = 0,
     until: float | None = None,
+    keep_state: bool = False,
     details: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
 ) -> Edit:
@@ -156,10 +159,12 @@ def _erase(
 
     loaded = load(model, device=target, **options or {})
     terminal.say(*terminal.plan(model, concepts, built, out, seed))
+    if caution := built.caution(loaded) if hasattr(built, "caution") else "":
+        terminal.say(f"note     {caution}")
     with terminal.bars() as tick:
         return through(
             loaded, concepts, built, seed=seed, out=out, resume=resume, make_images=make_images, probe=probe,
-            progress=terminal.steps(tick),
+            progress=terminal.steps(tick), keep_state=keep_state,
         )  # fmt: skip
 
 

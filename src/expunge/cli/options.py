@@ -36,6 +36,9 @@ Protocol = Annotated[
 Seed = Annotated[int, typer.Option(help="Two runs with one seed give the same edit.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.", autocompletion=lambda: list(DEVICES))]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
+KeepState = Annotated[
+    bool, typer.Option("--keep-state", help="Keep what a finished run of sfd needs to go on to more steps.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Config = Annotated[Path | None, typer.Option(help="Configuration folder of a single-file checkpoint.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Read pickled checkpoints, which can run any code.")]

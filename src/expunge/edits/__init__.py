@@ -9,12 +9,12 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ..errors import BadEdit
-from ..kernel.model import Model
+from ..kernel.model import Model, component_of
 from ..kernel.student import Student
 from .gated import GatedEdit, Membrane
 from .generator import GeneratorEdit
 from .hook import HookEdit
-from .io import component_of, read
+from .io import read
 from .lowrank import LowRankEdit, compress
 from .weights import WeightEdit
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..concept import Concept, Targets
 from ..errors import BadEdit, Unsupported
 from ..kernel.gate import Gate, Membranes, named
-from ..kernel.model import Model
+from ..kernel.model import Model, component_of
 from ..records import Card
 from ..vocabulary import elsewhere
-from .io import check_base, component_of, parameters, write
+from .io import check_base, parameters, write
 from .lowrank import LowRankEdit
 
 NOUNS = 48  # words that stand for everything else where nothing says what to retain

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..kernel.model import Model, OneStep
+from ..kernel.model import Model, OneStep, component_of
 from ..records import Card, need_empty
-from .io import check_base, component_of, parameters, write
+from .io import check_base, parameters, write
 from .lowrank import LowRankEdit
 from .weights import WeightEdit
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import BadEdit, BadRun
 from ..kernel.model import Model
@@ -15,11 +15,6 @@ from ..records import Card
 from ..storage import write_atomic
 
 FORMAT = "expunge-edit/1"
-
-
-def component_of(model: Model, module: nn.Module) -> str:
-    """Return the name under which a model holds a network."""
-    return next(name for name, candidate in model.modules().items() if candidate is module)
 
 
 def parameters(model: Model) -> dict[str, Tensor]:

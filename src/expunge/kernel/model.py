@@ -127,10 +127,13 @@ class OneStep:
     Attributes:
         t: time of the call.
         teacher: the network that it was distilled from, which is sampled in steps; None where that is not known.
+        fake: reads in which weights, by parameter, the fake score that watched its distillation differs from the
+            teacher; None where that was not kept. Asked for only where it is used: it is as large as the network.
     """
 
     t: int
     teacher: Denoiser | None = None
+    fake: Callable[[], dict[str, Tensor]] | None = None
 
 
 class Model(ABC):
@@ -259,6 +262,11 @@ class Model(ABC):
         self.denoiser.lock()
         if self.text is not None:
             self.text.lock()
+
+
+def component_of(model: Model, module: nn.Module) -> str:
+    """Return the name under which a model holds a network."""
+    return next(name for name, candidate in model.modules().items() if candidate is module)
 
 
 def digest(modules: Iterable[tuple[str, nn.Module]]) -> str:

@@ -144,10 +144,16 @@ class Ema:
         self.shadow = student.snapshot()
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the live weights: `m <- decay m + (1 - decay) theta`."""
+    def update(self, i: int | None = None) -> None:
+        """Move the average towards the live weights: `m <- decay m + (1 - decay) theta`.
+
+        Args:
+            i: which update this is, from 0: the decay is then at most (1 + i) / (10 + i). Without this warm-up an
+                average of a long decay keeps the first weights for 1 / (1 - decay) updates and more.
+        """
+        decay = self.decay if i is None else min(self.decay, (1 + i) / (10 + i))
         for k, p in self.student.weights.items():
-            self.shadow[k].lerp_(p.to(self.shadow[k].dtype), 1 - self.decay)
+            self.shadow[k].lerp_(p.to(self.shadow[k].dtype), 1 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""

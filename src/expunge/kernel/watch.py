@@ -16,15 +16,17 @@ from torch import Tensor
 from ..errors import Diverged
 from .condition import Condition
 from .denoiser import Denoiser
-from .identity import Distillation, mixed
+from .identity import Distillation
 from .path import native
 from .sampler import generate
 from .state import State
 
 SAMPLES = 32  # of each set, one a prompt
+PROMPTS, NOISES = 10, 4  # of the first set, to see whether a prompt's samples vary: so many prompts, samples of each
 STEPS = 16  # of the teacher's own samples
 LEVELS = (0.5, 1.0, 2.0)  # sigma / alpha at which the teacher judges
-# a collapse: the spread of the samples, against the smaller and the larger of start and teacher; or the energy distance
+# a collapse: the spread of the samples, against the smaller and the larger of start and teacher, over all and within
+# prompts, which the distances between prompts would hide; or the energy distance
 COLLAPSED, EXPLODED = 0.05, 20.0
 ASTRAY = 0.9
 
@@ -57,22 +59,24 @@ class Watch:
         self.random = torch.Generator().manual_seed(0)
         self.z = {name: self.normal(len(c)) for name, (c, _) in self.sets.items()}
         self.main = next(iter(self.sets))
-        c, z = self.sets[self.main][0], self.z[self.main]
-        null = c if game.null is None else game.null
-        with mixed(game.device):
-            self.truth = generate(game.phi, c, null, z, steps=STEPS, guidance=game.guidance)
+        c = self.sets[self.main][0]
+        self.within = repeated(c)
+        self.z_within = self.normal(len(self.within))
+        self.truth = self.teacher(c, self.z[self.main])
         first = self.samples(self.main, game.generator.original)
         spreads = spread(self.truth), spread(first)
         self.least, self.most = COLLAPSED * min(spreads), EXPLODED * max(spreads)
         # half of what the first samples have in common with the teacher's, should that be little
         self.far = max(ASTRAY, (1 + energy_distance(first, self.truth)) / 2)
+        self.usual = spread_within(self.teacher(self.within, self.z_within))
+        self.narrow = COLLAPSED * min(self.usual, self.breadth(game.generator.original))
 
     def look(self, i: int, n: int) -> dict[str, float]:
         """Return the figures after update i of n, nothing when no look is due.
 
         `distance` is the energy distance between the samples of the first set and the teacher's, 0 for one distribution
-        and 1 for two points; under the name of each set, the share of its samples that the teacher takes for their own
-        condition.
+        and 1 for two points; `variety` how far one prompt's samples differ from one another, over the same of the
+        teacher's; under the name of each set, the share of its samples that the teacher takes for their own condition.
 
         Raises:
             Diverged: the generator has collapsed.
@@ -80,31 +84,47 @@ class Watch:
         if not self.every or ((i + 1) % self.every and i + 1 != n):
             return {}
         found = {name: self.samples(name, self.weights()) for name in self.sets}
-        distance = self.checked(found[self.main])
-        with mixed(self.game.device):
+        distance, within = self.checked(found[self.main])
+        with self.game.arithmetic():
             told = {name: recognised(self.game.phi, x, *self.sets[name], self.eps(x)) for name, x in found.items()}
-        return {"distance": distance, **told}
+        return {"distance": distance, "variety": within / self.usual, **told}
 
-    def checked(self, x: Tensor) -> float:
-        """Return the distance of samples from the teacher's.
+    def checked(self, x: Tensor) -> tuple[float, float]:
+        """Return the distance of samples of the first set from the teacher's, and the spread within a prompt.
 
         Raises:
-            Diverged: they hardly vary, or beyond all bounds, or have next to nothing in common with the teacher's.
+            Diverged: they hardly vary, all or those of one prompt, or beyond all bounds, or have next to nothing in
+                common with the teacher's.
         """
-        now, distance = spread(x), energy_distance(x, self.truth)
-        if self.least <= now <= self.most and distance <= self.far:
-            return distance
+        now, distance, within = spread(x), energy_distance(x, self.truth), self.breadth(self.weights())
+        if self.least <= now <= self.most and distance <= self.far and within >= self.narrow:
+            return distance, within
         raise Diverged(
             f"the generator has collapsed: its samples differ from one another by {now:.3g} ({self.least:.3g} to "
-            f"{self.most:.3g} are sound) and from the teacher's by {distance:.3g} of 1 (up to {self.far:.3g}),",
+            f"{self.most:.3g} are sound), those of one prompt by {within:.3g} (from {self.narrow:.3g}), and from the "
+            f"teacher's by {distance:.3g} of 1 (up to {self.far:.3g}),",
             self.state.index,
         )
 
     def samples(self, name: str, weights: Mapping[str, Tensor]) -> Tensor:
         """Return the generator's samples of a set with some weights."""
+        return self.drawn(self.sets[name][0], self.z[name], weights)
+
+    def breadth(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the spread of the generator's samples within a prompt, with some weights."""
+        return spread_within(self.drawn(self.within, self.z_within, weights))
+
+    def drawn(self, c: Condition, z: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Return what the generator makes of noise z (n, ...) under conditions (n), with some weights."""
         theta = self.game.theta
-        with mixed(self.game.device):
-            return self.game.drawn(lambda x, t, c: theta.under(weights, x, t, c), self.sets[name][0], self.z[name])
+        with self.game.arithmetic():
+            return self.game.drawn(lambda x, t, c: theta.under(weights, x, t, c), c, z)
+
+    def teacher(self, c: Condition, z: Tensor) -> Tensor:
+        """Return what the teacher makes of noise z (n, ...) under conditions (n)."""
+        game = self.game
+        with game.arithmetic():
+            return generate(game.phi, c, c if game.null is None else game.null, z, steps=STEPS, guidance=game.guidance)
 
     def normal(self, n: int) -> Tensor:
         """Return n latents of noise."""
@@ -139,6 +159,12 @@ def rolled(c: Condition) -> Condition:
     return c[(torch.arange(n, device=c.tokens.device) + n // 2) % n]
 
 
+def repeated(c: Condition) -> Condition:
+    """Return PROMPTS of the conditions, evenly spaced, NOISES times each, one after the other."""
+    rows = torch.arange(PROMPTS, device=c.tokens.device) * len(c) // PROMPTS
+    return c[rows.repeat_interleave(NOISES)]
+
+
 def distances(a: Tensor, b: Tensor) -> Tensor:
     """Return the distances (n, n) of two sets of n samples, without those of one row of both (one prompt)."""
     apart = ~torch.eye(len(a), dtype=torch.bool, device=a.device)
@@ -148,6 +174,12 @@ def distances(a: Tensor, b: Tensor) -> Tensor:
 def spread(x: Tensor) -> float:
     """Return the mean distance between two samples, a coordinate."""
     return float(distances(x, x).mean()) / math.sqrt(x[0].numel())
+
+
+def spread_within(x: Tensor) -> float:
+    """Return the mean `spread` of the samples of one prompt, NOISES after NOISES in x (n, ...)."""
+    groups = torch.split(x, NOISES)
+    return sum(map(spread, groups)) / len(groups)
 
 
 def energy_distance(a: Tensor, b: Tensor) -> float:

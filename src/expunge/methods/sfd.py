@@ -7,8 +7,9 @@ told the forgotten prompt, the teacher is told a safe one. Data-free: all sample
     L(theta) = l_theta(c_r; phi told c_r) + lambda l_theta(c_f; phi told c')
 
 with the two losses of score-identity distillation, one update of psi and one of theta in turn (`kernel/identity.py`).
-On a generator that was distilled before, forgetting starts from it (two stages); on a multi-step model it distils and
-forgets at once (one stage). Everything is written in clean predictions, so that eps, x0, v and flow networks do alike.
+On a generator that was distilled before, forgetting starts from it (two stages). On a multi-step model it distils and
+forgets at once (one stage), which takes as many updates as a distillation; the default is for two stages.
+Everything is written in clean predictions, so that eps, x0, v and flow networks do alike.
 
 Notation    phi: teacher · psi: fake score · theta: generator · c_r: retained prompt · c_f: forgotten prompt · c': its
             safe one, about the anchor; without an anchor each forgotten prompt has a retained one, fixed for the run
@@ -19,7 +20,9 @@ Limits      the result draws in one step only; what is not among the retained pr
 Differs     the released code stops at the first update of a v network. For text it trains two whole networks in half
             precision, where weights above 4e-3 are too coarse for its rate; here trained weights are float32, and may
             be low-rank. For nudity it puts a negative prompt in the empty one's place, which is left out. A class
-            without an anchor becomes a random one of ten there; here a forgotten prompt keeps its safe one
+            without an anchor becomes a random one of ten there; here a forgotten prompt keeps its safe one. In two
+            stages their psi starts as the distillation's fake score for classes, as the teacher for text; ours always
+            as the former, if the run kept it, else as the teacher, and `warmup` updates of it alone come first
 Reference   Chen et al., Score Forgetting Distillation: A Swift, Data-Free Method for Machine Unlearning in Diffusion
             Models, ICLR 2025. arXiv:2409.11219
 """
@@ -39,7 +42,7 @@ from ..concept import Targets
 from ..edits import GeneratorEdit, generator_of
 from ..errors import ConceptError, NeedsError
 from ..kernel.descent import Descent
-from ..kernel.identity import Distillation
+from ..kernel.identity import Distillation, Distilling
 from ..kernel.model import Model
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
@@ -47,29 +50,22 @@ from ..kernel.watch import Watch, spaced
 from ..papers import Paper
 from .base import File, Needs
 
+ENOUGH = 2000  # updates, under which one stage cannot distil: the papers' are 50,000
+
 
 @dataclass(frozen=True, kw_only=True)
-class SFD:
+class SFD(Distilling):
     """Score forgetting distillation; the module's docstring has the losses."""
 
-    group: Annotated[str, "weights to train, of generator and fake score"] = "all"
-    rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else low-rank updates (LoRA)"] = 0
     forget: Annotated[float, Ge(0), Le(100), "lambda: weight of the forgotten prompts"] = 1.0
-    guidance: Annotated[float, Ge(0), Le(30), "guidance scale, in training too; 0 for the model's own, 1 for none"] = (
-        0.0
-    )
-    alpha: Annotated[float, Ge(0), Le(2), "correction for the fake score's dependence on the generator"] = 1.0
-    noise: Annotated[float, Gt(0), Le(100), "sigma / alpha that the generator starts from"] = 2.5
-    least: Annotated[float, Gt(0), Le(100), "lowest sigma / alpha at which scores are compared"] = 0.138
-    most: Annotated[float, Gt(0), Le(100), "highest sigma / alpha at which scores are compared"] = 13.0
-    dropout: Annotated[
-        float, Ge(0), Lt(1), "share of prompts that the fake score learns as empty; with guidance only"
-    ] = 0.1
     steps: Annotated[int, Ge(0), Le(10_000_000), "updates of fake score and generator each"] = 200
     lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the generator"] = 1e-4
     fake_lr: Annotated[float, Gt(0), Le(1), "Adam's learning rate of the fake score"] = 3e-4
+    warmup: Annotated[
+        int, Ge(0), Le(1_000_000), "updates of the fake score alone, first; on a generator whose own was not kept"
+    ] = 50
     batch: Annotated[int, Ge(1), Le(4096), "retained and as many forgotten samples an update"] = 16
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's moving average, which is the result"] = 0.95
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the generator's average, the result; lower at first"] = 0.999
     prompts: Annotated[File, "file of prompts to retain, one a line; empty: the kept concepts'"] = ""
     probe: Annotated[int, Ge(0), Le(100_000), "updates between two looks at samples; 0 for none"] = 25
 
@@ -87,10 +83,7 @@ class SFD:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, GeneratorEdit]:
         """Train fake score and generator in turn; yields a Step an update of both, returns the generator."""
         retained, forgotten, safe = self.divided(targets)
-        game = Distillation(
-            model, state, group=self.group, rank=self.rank, noise=self.noise, least=self.least, most=self.most,
-            guidance=self.guidance or model.sampling.guidance, alpha=self.alpha, dropout=self.dropout,
-        )  # fmt: skip
+        game = Distillation(model, state, self)
         fake = state.keep("fake descent", Descent(game.fake.weights, self.fake_lr, betas=(0.0, 0.999)))
         opt = state.keep("descent", Descent(game.generator.weights, self.lr, betas=(0.0, 0.999)))
         ema = state.keep("ema", Ema(game.generator, self.decay))
@@ -102,15 +95,28 @@ class SFD:
             return generator_of(model, game.generator, ema.shadow, game.t)
 
         state.applied = lambda: made().on(model)
-        for i in state.steps(self.steps):
+        game.alone = self.warmup if model.one_step and not game.known else 0
+        n = game.alone + self.steps
+        for i in state.steps(n, first=game.alone):
             r, f = (self.draw(len(x), state) for x in (retained, forgotten))
             c = model.encode([*(retained[j] for j in r), *(forgotten[j] for j in f)])
-            wanted = model.encode([*(retained[j] for j in r), *(safe[j] for j in f)])
-            learned = fake.step(**self.terms(game.fake_loss(c)))
-            losses = opt.step(**self.terms(game.generator_loss(c, wanted)))
-            ema.update()
-            yield Step(i, self.steps, {**losses, "fake": sum(learned.values()), **watch.look(i, self.steps)})
+            figures: dict[str, float] = {"fake": sum(fake.step(**self.terms(game.fake_loss(c))).values())}
+            if (k := i - game.alone) >= 0:
+                wanted = model.encode([*(retained[j] for j in r), *(safe[j] for j in f)])
+                figures = {**opt.step(**self.terms(game.generator_loss(c, wanted))), **figures}
+                ema.update(k)
+                figures |= watch.look(k, self.steps)
+            yield Step(i, n, figures)
         return made()
+
+    def caution(self, model: Model) -> str:
+        """Return what is worth a line before a run starts, if there is anything."""
+        if model.one_step is not None or not 0 < self.steps < ENOUGH:
+            return ""
+        return (
+            f"{self.steps} updates make no one-step generator of a model that is sampled in steps. Forget from a "
+            "generator (`expunge distill`), or set steps as for a distillation: docs/howto/distill.md."
+        )
 
     def draw(self, n: int, state: State) -> list[int]:
         """Return `batch` of n prompts."""
