@@ -162,7 +162,8 @@ def standing(found: Found, rules: ClassProtocol) -> list[str]:
         ]
     lines = ["| metric | retrain | best other | the gold standard is |", "|---" * 4 + "|"]
     for metric, (words, of) in compared(rules).items():
-        sign, best = 1 if rules.metrics[metric][1] == "higher" else -1, None
+        sign = 1 if rules.metrics[metric][1] == "higher" else -1
+        best: tuple[float, str, Interval, bool] | None = None
         for arm, cells in found.items():
             both = [name for name in cells if name in gold]
             if arm == RETRAIN or len(both) < 2:  # an interval over one class says nothing
