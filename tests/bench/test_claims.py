@@ -10,7 +10,8 @@ import pytest
 from expunge import backbones, cli
 from expunge.backbones import tiny
 from expunge.bench import cells, claims, measures
-from expunge.bench.claims import CLAIMS, Claim, grid, interval, row, verdict
+from expunge.bench.cells import interval
+from expunge.bench.claims import CLAIMS, Claim, grid, row, verdict
 from expunge.bench.measures import FOUND, Cell, label
 from expunge.errors import NeedsError
 from expunge.methods.uce import UCE

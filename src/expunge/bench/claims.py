@@ -15,10 +15,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
-
-import numpy as np
 
 from ..judges.panel import load_panel
 from ..kernel.model import Model
@@ -35,7 +32,7 @@ from ..methods.spm import SPM
 from ..methods.ssd import SSD
 from ..storage import write_json
 from ..zoo.emoji.world import WEIGHTS
-from .cells import MEASURES, REFUSED, RESAMPLES, SEED, SHORT, Interval, claimed, fill, finished, refusals
+from .cells import MEASURES, REFUSED, SHORT, Interval, fill, finished, interval, refusals, share, told
 from .measures import COMPOSED, FOUND, JOINED, SHARE, Cell, Scene, label, measured, value
 
 
@@ -131,13 +128,14 @@ def run(model: Model, todo: Mapping[Cell, set[str]], work: Path, progress: Calla
     panel = load_panel(WEIGHTS, SHORT.scorer, SHORT.trunk, SHORT.hashes) if todo else None
     first = [(cell, wanted.difference(COMPOSED)) for cell, wanted in todo.items()]
     rounds = [*first, *((cell, wanted) for cell, wanted in todo.items() if wanted.intersection(COMPOSED))]
-    for i, (cell, wanted) in enumerate(rounds):
-        progress(f"cells: {label(cell.method)} on {cell.target}, seed {cell.seed}", i, len(rounds))
-        folder = cell.folder(work)
-        with claimed(folder) as mine:
-            if mine and not whole(cell, wanted, work, model.hash):
-                look(Scene(model, panel, cell, folder), wanted)
-    progress("cells", len(rounds), len(rounds))
+    share(
+        rounds,
+        progress,
+        name=lambda r: f"{label(r[0].method)} on {r[0].target}, seed {r[0].seed}",
+        folder=lambda r: r[0].folder(work),
+        whole=lambda r: whole(*r, work, model.hash),
+        make=lambda r: look(Scene(model, panel, r[0], r[0].folder(work)), r[1]),
+    )
 
 
 def look(scene: Scene, wanted: Collection[str]) -> None:
@@ -203,26 +201,6 @@ def row(claim: Claim, targets: Sequence[str], seeds: int, work: Path) -> Row:
     return Row(claim, len(paired), len(known) - len(paired), arms, difference, said)
 
 
-def interval(groups: Sequence[Sequence[float]]) -> Interval:
-    """Return the mean over targets of the mean over seeds with its 95 % interval, unbounded below two targets.
-
-    Args:
-        groups: values of a target's seeds, a list a target.
-    """
-    if not groups:
-        return math.nan, -math.inf, math.inf
-    middle, n = fmean(fmean(g) for g in groups), len(groups)
-    if n < 2:
-        return middle, -math.inf, math.inf
-    rng = np.random.default_rng(SEED)
-    # (target, resample, place in the resample): every time a target is drawn its seeds are drawn anew
-    means = np.stack([np.array(g)[rng.integers(len(g), size=(RESAMPLES, n, len(g)))].mean(-1) for g in groups])
-    drawn = rng.integers(n, size=(RESAMPLES, n))
-    draws = means[drawn, np.arange(RESAMPLES)[:, None], np.arange(n)].mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return middle, float(low), float(high)
-
-
 def verdict(claim: Claim, found: Interval) -> str:
     """Return won, lost or open for the difference, or for a single arm's number, which may touch its limit."""
     sign, alone = 1 if claim.better == "higher" else -1, claim.limit is not None
@@ -240,18 +218,14 @@ def table(found: Sequence[Row], refused: Sequence[str] = ()) -> str:
 
 def line(r: Row) -> str:
     """Return one line of the table."""
-
-    def said(x: Interval) -> str:
-        return "-" if math.isnan(x[0]) else f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
-
     claim = r.claim
     arms = [
-        f"{label(m)}: " + ", ".join(f"{name} {said(x)}" for name, x in own.items())
+        f"{label(m)}: " + ", ".join(f"{name} {told(x)}" for name, x in own.items())
         for m, own in zip(claim.arms, r.arms, strict=True)
     ]
     if claim.limit is not None:
         arms.append(f"{'at least' if claim.better == 'higher' else 'at most'} {claim.limit:g}")
-    difference = "-" if r.difference is None else said(r.difference)
+    difference = "-" if r.difference is None else told(r.difference)
     if claim.least:
         arms[0] += f" (nothing is decided below ua {claim.least:g})"
     cells = f"{r.n}" if claim.alike is None else f"{r.n} ({r.unlike} left out: UA differs by more than {claim.alike:g})"

@@ -8,7 +8,7 @@ the table is not tuned to itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,11 +24,10 @@ from ..concept import Concept
 from ..judges.panel import load_panel
 from ..kernel.model import Model
 from ..methods import get
-from ..metrics.rates import wilson
 from ..records import Run, Score
 from ..zoo.emoji.world import STYLES, WEIGHTS
 from . import cells
-from .cells import RESAMPLES, RULES, SEED, Interval, scores_of
+from .cells import RESAMPLES, RULES, SEED, Interval, Progress, scores_of, told
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def kind_of(target: str) -> Literal["object", "style"]:
 
 def folder_of(work: Path, arm: str, target: str) -> Path:
     """Return the run folder of a cell."""
-    return work / arm.replace(" ", "-") / target.replace(" ", "-")
+    # "T-shirt/top" is one folder
+    return work / arm.replace(" ", "-") / target.replace(" ", "-").replace("/", "-")
 
 
 def built(arm: str) -> Any:
@@ -88,16 +88,22 @@ def finished(work: Path, arm: str, target: str, base_hash: str) -> bool:
     return cells.finished(folder_of(work, arm, target), built(arm), base_hash)
 
 
-def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Callable[[str, int, int], None]) -> None:
+def run(model: Model, todo: Sequence[tuple[str, str]], work: Path, progress: Progress) -> None:
     """Run cells, (arm, target) each, but for those that another process is at."""
     panel = load_panel(WEIGHTS, RULES.scorer, RULES.trunk, RULES.hashes) if todo else None
-    for i, (arm, target) in enumerate(todo):
-        progress(f"cells: {arm} on {target}", i, len(todo))
-        folder, concept = folder_of(work, arm, target), Concept(target, kind=kind_of(target))
-        with cells.claimed(folder) as mine:
-            if mine and not finished(work, arm, target, model.hash):
-                cells.fill(model, panel, built(arm), concept, folder)
-    progress("cells", len(todo), len(todo))
+
+    def make(cell: tuple[str, str]) -> None:
+        arm, target = cell
+        cells.fill(model, panel, built(arm), Concept(target, kind=kind_of(target)), folder_of(work, *cell))
+
+    cells.share(
+        todo,
+        progress,
+        name=" on ".join,
+        folder=lambda cell: folder_of(work, *cell),
+        whole=lambda cell: finished(work, *cell, model.hash),
+        make=make,
+    )
 
 
 def rows(methods: Sequence[str], targets: Sequence[str], work: Path) -> list[Row]:
@@ -113,14 +119,11 @@ def row(method: str, kind: str, targets: Sequence[str], work: Path) -> Row | Non
     if not measured:
         return None
     scores = list(measured.values())
-    n = sum(s["ua"].n + s["ua"].errors for s in scores)
-    hits = sum(round((s["ua"].value or 0.0) * (s["ua"].n + s["ua"].errors)) for s in scores)
-    low, high = wilson(hits, n) or (0.0, 1.0)
     return Row(
         method,
         kind,
         len(scores),
-        (hits / n, low, high),
+        cells.pooled([s["ua"] for s in scores]),
         min(s["ua"].value or 0.0 for s in scores),
         relative([s["ira"] for s in scores]),
         relative([s["cra"] for s in scores]),
@@ -177,13 +180,9 @@ def by_target(methods: Sequence[str], targets: Sequence[str], work: Path) -> lis
 
 def line(r: Row) -> str:
     """Return one line of the table."""
-
-    def interval(x: Interval) -> str:
-        return f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
-
     means = ["-" if v is None else f"{v:.3f}" for v in r.means.values()]
     targets = f"{r.n} {r.kind}{'s' if r.n > 1 else ''}"
-    said = [r.method, targets, interval(r.ua), f"{r.worst:.3f}", interval(r.ira), interval(r.cra), *means]
+    said = [r.method, targets, told(r.ua), f"{r.worst:.3f}", told(r.ira), told(r.cra), *means]
     return "| " + " | ".join([*said, f"{r.seconds:.1f}"]) + " |"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,8 @@ from ..errors import SettingError, nearest
 from .options import Device, Settings, resolve
 
 app = typer.Typer(
-    help="Measure the methods on the shipped world; what is measured already is not measured again by methods, claims, "
-    "bank and hfi.",
+    help="Measure the methods on the shipped worlds; what is measured already is not measured again by methods, "
+    "classes, claims, bank and hfi.",
     no_args_is_help=True,
 )
 
@@ -26,6 +27,13 @@ Results = Annotated[Path, typer.Option(help="JSON file of the results.")]
 
 def _words(text: str) -> list[str]:
     return [w.strip() for w in text.split(",") if w.strip()]
+
+
+def _check(names: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise SettingError unless every name is allowed."""
+    allowed = tuple(allowed)
+    if unknown := [n for n in names if n not in allowed]:
+        raise SettingError(f"{unknown[0]!r} is not known here.{nearest(unknown[0], allowed)}")
 
 
 @app.command()
@@ -57,10 +65,8 @@ def methods(
     chosen, asked = _words(only) or list(METHODS), _words(targets)
     if targets.isdecimal():
         asked = [*BENCH_TARGETS[: int(targets)], *BENCH_STYLES]
-    named = [arm.split()[0] for arm in chosen]
-    for names, allowed in ((named, tuple(METHODS)), (asked, (*drawn(), *STYLES))):
-        if unknown := [n for n in names if n not in allowed]:
-            raise SettingError(f"{unknown[0]!r} is not known here.{nearest(unknown[0], allowed)}")
+    _check((arm.split()[0] for arm in chosen), METHODS)
+    _check(asked, (*drawn(), *STYLES))
     target = resolve(device)
     from .. import terminal
     from ..backbones import load
@@ -86,6 +92,71 @@ def methods(
         write_atomic(table, text.encode())
     if plot:
         grid.plot(found, plot)
+
+
+@app.command()
+def classes(
+    *,
+    only: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help='Names separated by commas, each alone or with settings, "sfd steps=300"; "retrain" is what --gold '
+            "holds; default: the baselines, sfd and retrain.",
+        ),
+    ] = "",
+    names: Annotated[
+        str, typer.Option("--classes", help="Names or numbers, separated by commas, or so many of them; default: all.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Class-conditional model that is sampled in steps: fashion, or a recipe's folder.")
+    ] = "fashion",
+    generator: Annotated[str, typer.Option(help="Run of `expunge distill MODEL`: what sfd starts from.")] = "",
+    gold: Annotated[Path | None, typer.Option(help="Folder of the runs of retrained models.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs/classes"),
+    known: Known = None,
+    table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="PNG to write: classes by the generator, before and after each is forgotten.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Every method on every class of a class-conditional model: one table. Interrupted, it goes on.
+
+    The same command started twice shares the work.
+    """
+    from ..methods import METHODS
+
+    named = _words(only)
+    _check((arm.split()[0] for arm in named), (*METHODS, "retrain"))
+    target = resolve(device)
+    from .. import terminal
+    from ..bench import cells, class_table, onestep
+    from ..bench import classes as bench
+    from ..storage import write_atomic
+
+    arms = bench.arms(named, gold)
+    shown = onestep.check_figure(figure, arms) if figure else ""
+    room = bench.opened(model, generator, gold, arms, work, target)
+    asked = room.asked(_words(names))
+    if known:
+        cells.recall(known, work)
+    todo = room.todo(arms, asked)
+    terminal.say(
+        f"Plan: {len(todo)} of {len(arms) * len(asked)} cells of a method and a class, minutes each; finished ones are "
+        "kept."
+    )
+    with terminal.bars() as tick:
+        timed = onestep.speed(room, tick)
+        bench.run(room, todo, tick)
+    if known:
+        cells.keep(known, work)
+    text = class_table.text(room, arms, asked, timed)
+    typer.echo(text)
+    if table:
+        write_atomic(table, text.encode())
+    if figure and (left := onestep.figure(room, shown, asked, figure)):
+        terminal.say(f"Not in the figure, since their edits are not under {work}: {', '.join(left)}")
 
 
 @app.command()
