@@ -298,7 +298,7 @@ def test_a_fake_score_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_few_updates_on_a_model_that_is_sampled_in_steps_are_remarked(tmp_path: Path) -> None:
     multi = toy.model("v")
-    assert "200 updates make no one-step generator" in SFD().caution(multi)
+    assert "distilled as well, here in 200 updates" in SFD().caution(multi)
     assert SFD(steps=2000).caution(multi) == ""
     assert SFD().caution(GeneratorEdit(WeightEdit({}), t=999).settle(multi)) == ""
 

@@ -50,7 +50,7 @@ from ..kernel.watch import Watch, spaced
 from ..papers import Paper
 from .base import File, Needs
 
-ENOUGH = 2000  # updates, under which one stage cannot distil: the papers' are 50,000
+ENOUGH = 2000  # updates, under which one stage may not have distilled: the papers' are 50,000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +114,8 @@ class SFD(Distilling):
         if model.one_step is not None or not 0 < self.steps < ENOUGH:
             return ""
         return (
-            f"{self.steps} updates make no one-step generator of a model that is sampled in steps. Forget from a "
-            "generator (`expunge distill`), or set steps as for a distillation: docs/howto/distill.md."
+            f"a one-step generator is distilled as well, here in {self.steps} updates. That was enough for `emoji`; the "
+            "paper takes 50,000. Look at pictures, or forget from a generator: docs/howto/distill.md."
         )
 
     def draw(self, n: int, state: State) -> list[int]:
