@@ -221,3 +221,29 @@ def test_membranes_of_all_cells_are_joined_wherever_their_edits_lie(
 def test_composed_objects_are_no_targets_of_the_bench() -> None:
     assert len(measures.JOINED) == len(set(measures.JOINED)) == 20
     assert not set(measures.JOINED) & set(BENCH_TARGETS)
+
+
+def test_a_membrane_is_looked_at_on_a_fine_tune_of_its_base(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, looks = scene.model, list[tuple[bool, int]]()
+    base = parameters(model)["unet.conv_out.weight"].detach().clone()
+
+    def stand_in(_: Scene, specs: Any) -> list[str | None]:
+        moved = not torch.equal(parameters(model)["unet.conv_out.weight"], base)
+        looks.append((moved, len(model.denoiser.module._forward_pre_hooks)))
+        # with the membrane one target of two is gone, and one retained picture of three with it
+        gone = len(looks) == 2
+        return ["another" if gone and i in (0, 2) else s.object for i, s in enumerate(specs)]
+
+    monkeypatch.setattr(measures, "readings", stand_in)
+    monkeypatch.setattr(measures, "JOINED", OBJECTS[:3])
+    monkeypatch.setattr(measures, "TUNE", NegGrad(beta=0.0, steps=2, batch=2))
+    monkeypatch.setattr(cells, "audit", lambda *_, **__: None)
+    own = replace(scene, cell=Cell(BRIEF, "bomb", 0))
+    cells.fill(model, None, BRIEF, own.concept, own.folder, rules=cells.SHORT)
+    Run(own.folder).write_scores([Score(protocol=cells.SHORT.id, metric="ua", value=0.75, n=2)])
+    found = measures.moving(own)
+    assert looks == [(True, 0), (True, 1)]
+    assert torch.equal(parameters(model)["unet.conv_out.weight"], base)
+    assert found == pytest.approx(
+        {"ua moved": 0.5, "ua lost by moving": 0.25, "target before": 1.0, "others before": 1.0, "others moved": 2 / 3}
+    )

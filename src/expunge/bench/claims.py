@@ -93,6 +93,10 @@ CLAIMS = (
         "spm", f"composes {len(JOINED)} membranes", (SPM(steps=60),), "ua lost by composing", "lower", limit=0.1,
         beside=("ua", "ua composed", "others of the base", "others composed"), least=0.5, objects=JOINED,
     ),
+    Claim(
+        "spm", "erases on another fine-tune of its base", (SPM(),), "ua lost by moving", "lower", limit=0.1,
+        beside=("ua", "ua moved", "target before", "others before", "others moved"), least=0.5,
+    ),
     Claim("itd", "retained pictures are the base's, bit for bit", (ItD(),), "identical", "higher", limit=0.95),
     Claim("ant", "late reversal erases as much at less damage", (ANT(preserve=0.0), esd(ANT())), "h", "higher"),
     Claim(

@@ -26,6 +26,7 @@ from ..edits.io import parameters
 from ..judges.panel import Panel
 from ..kernel.model import Model
 from ..kernel.saliency import smallest
+from ..methods.neggrad import NegGrad
 from ..protocols import PictureSpec, shuffled
 from ..records import EDIT, Json, Run
 from ..zoo.emoji.world import BENCH_TARGETS, world
@@ -34,6 +35,7 @@ from .cells import MEASURES, REFUSED, SEED, SHORT, drawn, scores_of
 KEPT = 24  # retained pictures that are drawn again where an audit's scores do not suffice
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the time axis, where the unconditional score is looked at
 SHARE = 0.1  # of each tensor: SaRA's smallest weights, and what pruning takes
+TUNE = NegGrad(beta=0.0)  # ascends nothing: training as usual, on pictures to retain
 # objects whose membranes are composed: the first of a shuffled order, bench targets left out, as in uce.py
 JOINED = tuple(o for o in shuffled(world().objects) if o not in BENCH_TARGETS)[:20]
 
@@ -217,8 +219,37 @@ def remade(model: Model, cell: Cell) -> Edit:
     return erase(model, Concept(cell.target, kind="object"), cell.method, seed=cell.seed)
 
 
+def moving(scene: Scene) -> dict[str, float]:
+    """What a membrane's UA becomes on a fine-tune of its base, and how other objects are read there before and after."""
+    edit, (aimed, kept) = membrane(scene.model, scene.cell, scene.folder), scene.specs()
+    both = [*aimed, *kept]
+    with tuned(scene.model).on(scene.model) as other:
+        before = readings(scene, both)
+        with edit.on(other, transfer=True):
+            after = readings(scene, both)
+    n = len(aimed)
+    ua = fmean(r not in (None, s.object) for s, r in zip(aimed, after, strict=False))
+    first, then = (fmean(r == s.object for s, r in zip(kept, x[n:], strict=True)) for x in (before, after))
+    shown = fmean(r == s.object for s, r in zip(aimed, before, strict=False))
+    lost = (scores_of(scene.folder, SHORT)["ua"].value or 0.0) - ua
+    return {
+        "ua moved": ua,
+        "ua lost by moving": lost,
+        "target before": shown,
+        "others before": first,
+        "others moved": then,
+    }
+
+
+@cache
+def tuned(model: Model) -> Edit:
+    """Return a fine-tune of a model, made once in this process: all its weights, by pictures of other objects."""
+    return erase(model, Concept(JOINED[0], kind="object"), TUNE, seed=SEED, make_images=drawn(TUNE))
+
+
 # found from the edits of other cells, so when these are there
 COMPOSED = ("ua composed", "ua lost by composing", "others composed", "others of the base")
+MOVED = ("ua moved", "ua lost by moving", "target before", "others before", "others moved")
 # measure -> what finds it, and maybe others on the way; all other measures are read from the audit
 FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
     "identical": identical,
@@ -227,6 +258,7 @@ FOUND: dict[str, Callable[[Scene], dict[str, float]]] = {
     "updates": updates,
     **dict.fromkeys(("ua pruned", "ua lost by pruning", "accuracy of the pruned base"), pruning),
     **dict.fromkeys(COMPOSED, composing),
+    **dict.fromkeys(MOVED, moving),
 }
 
 
