@@ -220,7 +220,7 @@ def remade(model: Model, cell: Cell) -> Edit:
 
 
 def moving(scene: Scene) -> dict[str, float]:
-    """What a membrane's UA becomes on a fine-tune of its base, and how other objects are read there before and after."""
+    """What a membrane's UA becomes on a fine-tune of its base, and how other objects are read there without it too."""
     edit, (aimed, kept) = membrane(scene.model, scene.cell, scene.folder), scene.specs()
     both = [*aimed, *kept]
     with tuned(scene.model).on(scene.model) as other:
