@@ -167,3 +167,16 @@ def test_plot_is_an_svg_and_the_same_twice(tmp_path: Path) -> None:
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == cli.EXPECTED_ERROR
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("heights", "found"),
+    [
+        ([0.9, 0.5], [0.9, 0.5]),
+        ([0.9, 0.9, 0.85], [0.9, 0.8, 0.7]),
+        ([0.15, 0.05, 0.05], [0.2, 0.1, 0.0]),
+        ([], []),
+    ],
+)
+def test_names_lie_apart(heights: list[float], found: list[float]) -> None:
+    assert grid.apart(heights, 0.1) == pytest.approx(found)

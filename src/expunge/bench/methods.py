@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -187,21 +188,50 @@ def line(r: Row) -> str:
 
 
 def plot(found: Sequence[Row], path: Path) -> None:
-    """Write erasure against retention as SVG; a dot's area grows with the logarithm of the erasure's seconds."""
-    methods = list(dict.fromkeys(r.method for r in found))
+    """Write erasure against retention as SVG, a panel a kind of target; a dot grows with the logarithm of seconds."""
+    methods, kinds = (list(dict.fromkeys(x)) for x in zip(*((r.method, r.kind) for r in found), strict=True))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "expunge", "text.parse_math": False}):
-        figure = Figure(figsize=(8.6, 5), layout="constrained")
-        axes = figure.add_subplot()
-        for r in found:
-            x, y, colour = r.ua, r.ira, mpl.colormaps["tab20"](methods.index(r.method) % 20)
-            reach = [[[100 * (v[0] - v[1])], [100 * (v[2] - v[0])]] for v in (x, y)]
-            axes.errorbar(100 * x[0], 100 * y[0], reach[1], reach[0], fmt="none", ecolor=colour, alpha=0.4, zorder=1)
-            size, marker = 30 + 40 * np.log10(1 + r.seconds), "s" if r.kind == "style" else "o"
-            name = f"{r.method}, {r.kind}s, {r.seconds:.0f} s"
-            axes.scatter(100 * x[0], 100 * y[0], s=size, marker=marker, color=colour, label=name, zorder=2)
-        axes.set(xlabel="unlearning accuracy, %", ylabel="what is retained of its kind, % of the base model's")
-        axes.grid(color="0.9")
-        figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+        figure = Figure(figsize=(5.6 * len(kinds), 5), layout="constrained")
+        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+            shown = sorted((r for r in found if r.kind == kind), key=lambda r: (-r.ira[0], -r.ua[0]))
+            for r in shown:
+                dot(axes, r, mpl.colormaps["tab20"](methods.index(r.method) % 20))
+            low, high = axes.get_ylim()
+            heights = apart([(100 * r.ira[0] - low) / (high - low) for r in shown])
+            for r, height in zip(shown, heights, strict=True):
+                name(axes, r, mpl.colormaps["tab20"](methods.index(r.method) % 20), height)
+            axes.set(title=f"{kind}s", xlabel="unlearning accuracy, %", ylabel="retained, % of the base model's")
+            axes.grid(color="0.9")
         FigureCanvasSVG(figure)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})
+
+
+def dot(axes: Axes, r: Row, colour: Any) -> None:
+    """Draw a row with its intervals."""
+    x, y = r.ua, r.ira
+    reach = [[[100 * (v[0] - v[1])], [100 * (v[2] - v[0])]] for v in (x, y)]
+    axes.errorbar(100 * x[0], 100 * y[0], reach[1], reach[0], fmt="none", ecolor=colour, alpha=0.4, zorder=1)
+    size = 30 + 40 * np.log10(1 + r.seconds)
+    axes.scatter(100 * x[0], 100 * y[0], s=size, color=colour, edgecolors="0.3", linewidths=0.5, zorder=2)
+
+
+def name(axes: Axes, r: Row, colour: Any, height: float) -> None:
+    """Write a row's name beside the axes at a height (0 to 1), and draw a line to it."""
+    line = {"arrowstyle": "-", "color": colour, "alpha": 0.8, "linewidth": 0.8, "relpos": (0, 0.5)}
+    axes.annotate(
+        f"{r.method}, {r.seconds:.0f} s", (100 * r.ua[0], 100 * r.ira[0]), (1.06, height), textcoords="axes fraction",
+        fontsize=9, va="center", arrowprops=line,
+    )  # fmt: skip
+
+
+def apart(heights: Sequence[float], gap: float = 0.054) -> list[float]:
+    """Return heights, highest first, moved so that there is a gap between any two, and none below 0 if they fit."""
+    found: list[float] = []
+    for wanted in heights:
+        found.append(min(wanted, found[-1] - gap) if found else wanted)
+    floor = 0.0
+    for i in reversed(range(len(found))):
+        found[i] = max(found[i], floor)
+        floor = found[i] + gap
+    return found
