@@ -150,7 +150,9 @@ def test_plot_is_an_svg_and_the_same_twice(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         grid.plot(grid.rows(["esd"], ["bomb"], tmp_path), tmp_path / name)
     text = (tmp_path / "a.svg").read_text()
-    assert "esd, objects, 2 s" in text
+    assert ">esd, 2 s<" in text
+    assert ">objects<" in text
+    assert ">styles<" not in text
     assert text == (tmp_path / "b.svg").read_text()
 
 
