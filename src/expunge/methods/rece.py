@@ -18,7 +18,7 @@ Differs     Authors' code: each round starts from the weights of the last and er
             lambda_1 are absolute there (0.1 or less), here relative to the mean eigenvalue of what they are added to:
             0.1 of that shortens c' until it points away from the concept.
 Notation    W: a text reader · W*: edited · c: token encoding of the concept · a: of the anchor's prompt · k: kept
-Erases      objects, styles, names, nudity; hundreds at once, in seconds
+Erases      objects, styles, names, nudity; many at once in seconds, though here ten are hardly erased (docs/bench.md)
 Limits      every round takes more from what is near the concept: kept concepts must be listed (or the world supplies
             them); what still produces the concept is sought in token encodings, not in prompts that people can write
 Reference   Gong et al., Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models, ECCV 2024.

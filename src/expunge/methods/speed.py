@@ -21,7 +21,7 @@ Differs     Authors' code solves the equality by Lagrange multipliers, with expl
             retains the last token of bare names and edits values only; here every token that the word changes, all
             tokens of prompts to retain, and every text reader. Threshold and lambda are absolute there.
 Notation    W: a text reader · c: token encoding of the concept · a: of the anchor's prompt · k: retained · s: invariant
-Erases      objects, styles, names; hundreds at once, in seconds
+Erases      objects, styles, names; many at once in seconds, though here ten are hardly erased (docs/bench.md)
 Limits      as strong as the null space is large: where much is retained none is left, and the threshold lets some of
             it in, which pays with what is retained; a concept that nothing retained resembles gains nothing over UCE
 Reference   Li et al., SPEED: Scalable, Precise, and Efficient Concept Erasure for Diffusion Models, ICLR 2026.

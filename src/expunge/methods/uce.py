@@ -20,7 +20,7 @@ Differs     The authors erase and keep bare names and begin at the name's last t
             first token on that the word changes. Their lambda is absolute and their inverse in float32; here lambda is
             relative to the mean eigenvalue of sum c c^T, and the system is solved in float64. reads="tokens" is ours.
 Notation    W: a text reader · c_i: token encoding · a: the anchor's · v_i: wanted output · lambda: ridge
-Erases      objects, styles, names; hundreds at once, in seconds
+Erases      objects, styles, names; hundreds at once in seconds, here with reads="tokens" only (docs/bench.md)
 Limits      kept concepts must be listed (or the world supplies them); paraphrases that share no token survive. With
             reads="tokens" the words are unlearned and nothing behind them: whoever names it otherwise, hands the
             encoder a vector, or puts the table back, has the concept again
