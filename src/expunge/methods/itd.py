@@ -20,9 +20,8 @@ Differs     the paper replaces h by the reconstruction; here its error stays, so
             paper's scale is 0; the released code's is -8, as here, since with a small autoencoder 0 hardly erases. That
             code takes tau from another statistic than it compares with (largest token, not mean; -6, not -8), and for
             nudity from none, so that it stops; its loss against dead features never starts; its autoencoder is trained
-            without the padding that it edits later. Its tau is 0.99 of what the concept's weakest prompt has
-            (`margin`), here a rate of false positives. A feature may be shared by a few neutral prompts here
-            (`shared`); a small autoencoder has none left without
+            without the padding that it edits later; its tau is 0.99 of what the concept's weakest prompt has, `margin`.
+            A small autoencoder has no feature without a few neutral prompts that share it, which `shared` allows
 Reference   Tian et al., Sparse Autoencoder as a Zero-Shot Classifier for Concept Erasing in Text-to-Image Diffusion
             Models, 2025. arXiv:2503.09446
 """
