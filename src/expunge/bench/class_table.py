@@ -185,7 +185,7 @@ def standing(found: Found, rules: ClassProtocol) -> list[str]:
 
 
 def faster(timed: Json) -> str:
-    """Return what the sampling times say; `timed`: of `classes.speed`."""
+    """Return what the sampling times say; `timed`: of `onestep.speed`."""
     if not timed:
         return "Sampling speed is not measured: no --generator is given, or another process is at it."
     ratios = [base / one for base, one in timed["seconds"]]
