@@ -135,7 +135,7 @@ def test_every_arm_starts_from_its_own_base_and_is_audited(place: Place, done: s
         "uce on Dress, T-shirt/top: uce needs a model that reads text",
         f"| UA | - | - | {ALONE} |",
         "One-step sampling is ",
-        "times as fast as the base's 2 steps at guidance 1: median of 3 repeats",
+        "times as fast as the base's 50 steps at guidance 1: median of 3 repeats",
     ):
         assert wanted in done
 
@@ -219,7 +219,7 @@ def test_the_speed_is_timed_by_turns_and_by_one_process(
     found = onestep.speed(bench, quiet)
     assert order == ["base", "one"] * 3
     assert found["seconds"] == [[31.0, 0.5], [33.0, 0.5], [35.0, 0.5]]
-    assert "is 66.0 times as fast as the base's 2 steps" in faster(found)
+    assert "is 66.0 times as fast as the base's 50 steps" in faster(found)
     assert "62.0 to 70.0" in faster(found)
     assert onestep.speed(bench, quiet) == found
     assert len(order) == 6

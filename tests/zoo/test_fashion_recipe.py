@@ -290,6 +290,24 @@ def test_training_on_an_accelerator_mixes_no_devices(
     assert [loss.device.type for loss in losses] == ["meta"] * 3
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bfloat16_is_of_the_products_alone(
+    bf16: bool, work: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    forward = ddpm.UNet2DModel.forward
+
+    def spy(self: torch.nn.Module, *args: Any, **given: Any) -> Any:
+        out = forward(self, *args, **given)
+        seen.append((out.sample.dtype, next(self.parameters()).dtype))
+        return out
+
+    monkeypatch.setattr(ddpm.UNet2DModel, "forward", spy)
+    monkeypatch.setattr(ddpm, "BATCH", 4)
+    ddpm.train(work, source, 1, guidance=1.0, bf16=bf16)
+    assert seen == [(torch.bfloat16 if bf16 else torch.float32, torch.float32)]
+
+
 @pytest.mark.parametrize("stage", ["ddpm", "judges", "features", "all"])
 def test_a_device_that_is_not_here_is_told_first(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,9 @@ Rate = Annotated[
     float | None, typer.Option("--lr", min=1e-8, max=1, help="Highest learning rate; default: the recipe's.")
 ]
 Device = Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda or mps.")]
+Half = Annotated[
+    bool, typer.Option("--bf16", help="Compute in bfloat16: 1.7 times as fast on a CPU with AMX, slower on one without.")
+]
 From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
 
 DDPM, JUDGE, FEATURES = 20_000, 9000, 4000  # updates
@@ -66,13 +69,14 @@ def ddpm(
     without: Annotated[str, typer.Option(help="A class to leave out: the gold standard of forgetting it.")] = "",
     lr: Rate = None,
     device: Device = "auto",
+    bf16: Half = False,
 ) -> None:
     """Train the class-conditional denoiser."""
     from .ddpm import train
 
     target = resolve(device)
     of, folder = place(world, work)
-    train(folder, of, steps, guidance=guidance, without=without, lr=lr, device=target)
+    train(folder, of, steps, guidance=guidance, without=without, lr=lr, device=target, bf16=bf16)
 
 
 @app.command()
@@ -145,12 +149,13 @@ def guide(
     work: Work = None,
     scales: Annotated[str, typer.Option(help="Guidance scales, with commas between; 1 is none.")] = SCALES,
     count: Annotated[int, typer.Option(help="Pictures at each scale.")] = 1000,
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps; default: the model's own.")] = None,
 ) -> None:
     """Compare guidance scales on the trained denoiser: judge a's accuracy, FID, KID, precision and recall."""
     from .guide import compare, read_scales
 
     of, folder = place(world, work)
-    compare(folder, of, read_scales(scales), count)
+    compare(folder, of, read_scales(scales), count, steps)
 
 
 @app.command()

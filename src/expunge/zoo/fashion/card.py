@@ -35,7 +35,15 @@ JUDGED, DRAWN = 0.93, 0.97  # aims: a judge's accuracy on real test pictures, an
 LARGEST = 15 * 10**6  # bytes of the shipped folder
 
 
-def drawn(work: Path, model: Model, classes: Sequence[str], count: int, guidance: float | None = None) -> Tensor:
+def drawn(
+    work: Path,
+    model: Model,
+    classes: Sequence[str],
+    count: int,
+    *,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> Tensor:
     """Return pictures (count, 3, 32, 32) in [0, 1], classes and seeds in turn; kept in `work/drawn` for the next time.
 
     Args:
@@ -44,9 +52,11 @@ def drawn(work: Path, model: Model, classes: Sequence[str], count: int, guidance
         classes: names of its classes.
         count: how many pictures.
         guidance: guidance scale; the model's own where missing.
+        steps: sampling steps; the model's own where missing.
     """
     scale = float(model.sampling.guidance if guidance is None else guidance)
-    folder = work / "drawn" / f"{model.hash[:16]}{model.painter[:16]}-{scale}"
+    steps = steps or model.sampling.steps
+    folder = work / "drawn" / f"{model.hash[:16]}{model.painter[:16]}-{scale}-{steps}"
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     with tqdm(total=count, desc=f"draw, guidance {scale:g}", mininterval=5) as bar:
@@ -55,7 +65,7 @@ def drawn(work: Path, model: Model, classes: Sequence[str], count: int, guidance
             path = folder / f"{begin:06}-{seeds.stop:06}.pt"
             if not path.exists():
                 prompts = [classes[s % len(classes)] for s in seeds]
-                images = model.generate(prompts, seeds=seeds, guidance=scale, progress=bar.update)
+                images = model.generate(prompts, seeds=seeds, guidance=scale, steps=steps, progress=bar.update)
                 torch.save((images * 255).round().byte(), path.with_suffix(".part"))
                 path.with_suffix(".part").rename(path)
             bar.update(seeds.stop - bar.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -80,6 +81,7 @@ def train(
     without: str = "",
     lr: float | None = None,
     device: str = "cpu",
+    bf16: bool = False,
 ) -> None:
     """Train the U-Net and save the pipeline (averaged weights) to `work/pipeline`.
 
@@ -91,7 +93,8 @@ def train(
         without: class whose pictures are left out, the gold standard of forgetting; then `work/pipeline-without-N`, in
             which asking for that class is asking for no class.
         lr: highest learning rate; RATE where missing.
-        device: where to train, in float32 everywhere. Pictures, noise and times never depend on it.
+        device: where to train. Pictures, noise and times never depend on it.
+        bf16: compute forward and backward passes in bfloat16; weights, moments and the loss stay float32.
 
     Raises:
         ConceptError: there is no class `without`.
@@ -109,7 +112,8 @@ def train(
         i = index[torch.randint(len(index), (BATCH,), generator=rng)]
         x0, label = pictures.floats(i) * 2 - 1, pictures.labels[i]
         label = label.where(torch.rand(BATCH, generator=rng) >= DROP, len(source.classes))
-        return lesson(unet, x0, label, alpha_bar, rng, torch.device(device))
+        with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
+            return lesson(unet, x0, label, alpha_bar, rng, torch.device(device))
 
     loop(
         name, work, steps, {"unet": unet, "ema": ema}, optimizer, lambda i: cosine(i, steps, flat=0.5), update,

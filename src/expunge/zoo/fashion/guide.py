@@ -43,7 +43,9 @@ def read_scales(text: str) -> list[float]:
     return list(dict.fromkeys(scales))
 
 
-def compare(work: Path, source: Source, scales: Sequence[float], count: int) -> dict[str, Any]:
+def compare(
+    work: Path, source: Source, scales: Sequence[float], count: int, steps: int | None = None
+) -> dict[str, Any]:
     """Measure `work/pipeline` at each scale; return figures, which are written to `work/guide.json` scale by scale.
 
     Pictures are kept in `work/drawn`, so that a run goes on where it was killed. Seeds and classes are the same at
@@ -54,6 +56,7 @@ def compare(work: Path, source: Source, scales: Sequence[float], count: int) -> 
         source: what the pictures are.
         scales: guidance scales, each at least 1.
         count: pictures at each, classes in turn.
+        steps: sampling steps; the model's own where missing.
 
     Raises:
         NeedsError: there is no pipeline.
@@ -69,10 +72,10 @@ def compare(work: Path, source: Source, scales: Sequence[float], count: int) -> 
     panel = load_panel(work, "judge-a", source.network)
     model = load(folder)
     figures: dict[str, Any] = {
-        "model": model.hash, "steps": model.sampling.steps, "pictures": count, "judge": panel.scorer.name, "scales": {},
+        "model": model.hash, "steps": steps or model.sampling.steps, "pictures": count, "judge": panel.scorer.name, "scales": {},
     }  # fmt: skip
     for scale in scales:
-        images = drawn(work, model, source.classes, count, scale)
+        images = drawn(work, model, source.classes, count, guidance=scale, steps=steps)
         accuracy, _ = told(images, panel.scorer)
         found = {"accuracy": accuracy, **distances(images, panel, source.network)}
         figures["scales"][str(float(scale))] = found
