@@ -12,14 +12,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from . import __version__, checkpoint, footprint, pictures, sae, tokens
+from . import __version__, checkpoint, effort, footprint, pictures, sae, tokens
 from .concept import Concept, Targets
 from .edits import Edit, LowRankEdit, load_edit
 from .errors import BadModel, ConceptError, Diverged, ExpungeError, NeedsError, PromptCut, SettingError
@@ -92,6 +92,7 @@ def erase(
     if out is not None:
         need_space(out, footprint.needed(model, method, request))
     tokens.warn_keeps(model.world, targets, method)
+    effort.warn_unseen(_name(method), asdict(method), len(targets))
     drive = Drive(request, model.name, out, save_every, saved, progress, keep_state)
     began = time.monotonic()
     with (

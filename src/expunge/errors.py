@@ -102,6 +102,10 @@ class KeepsNothing(ExpungeWarning):
     """People accept no prompt of a study, so that it gives nothing to retain."""
 
 
+class Unseen(ExpungeWarning):
+    """A method samples fewer trajectories than there are concepts, so that some are never looked at."""
+
+
 class NearMiss(ExpungeWarning):
     """An anchor is no name of the model's world but nearly one, and is read as the words it is made of."""
 

@@ -29,7 +29,8 @@ Rate = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="Where to train: auto, cpu, cuda or mps.")]
 Half = Annotated[
-    bool, typer.Option("--bf16", help="Compute in bfloat16: 1.7 times as fast on a CPU with AMX, slower on one without.")
+    bool,
+    typer.Option("--bf16", help="Compute in bfloat16: 1.7 times as fast on a CPU with AMX, slower on one without."),
 ]
 From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
 
