@@ -136,7 +136,7 @@ def test_the_run_holds_a_token_and_how_good_the_reward_model_is(model: UNetModel
     assert record["curve"][-1]["ratings"] == 24
     assert min(record["reliability"]) > 0.8
     assert "ann" not in (run / REWARD).read_text()
-    assert {"distil", "steer", "keep"} <= Run.open(run).card.losses.keys()
+    assert {"distil", "steer"} <= Run.open(run).card.losses.keys()
     assert model.fingerprint() == Run.open(run).card.base_hash
 
 

@@ -18,6 +18,8 @@ from .errors import ConceptError, NearMiss, near
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .kernel.critic import Critic
+
 Kind = Literal["object", "style", "person", "class"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ALIKE = 0.8  # difflib's ratio from which on a word counts as a misspelled name
@@ -315,6 +317,8 @@ class Targets:
         pictures: pictures of the concept, where the method needs them.
         retained: pictures to retain, where the method needs them; the first of several targets has them all.
         rejected: of a concept that people rated, prompts whose pictures they reject.
+        accepted: likewise, the other prompts of their study.
+        critic: tells what they reject, where it is known: see `kernel/critic.py`.
     """
 
     concept: Concept
@@ -326,6 +330,8 @@ class Targets:
     pictures: Pictures | None = field(default=None, compare=False)
     retained: Pictures | None = field(default=None, compare=False)
     rejected: tuple[str, ...] = ()
+    accepted: tuple[str, ...] = ()
+    critic: Critic | None = field(default=None, compare=False)
 
 
 def _forms(world: World | None, style: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -74,8 +74,8 @@ def warn_unseen(name: str, settings: Mapping[str, Any], concepts: int) -> None:
     enough = (refreshes - 1) * _lasts(name, settings) + 1 - extra(name, settings)
     warnings.warn(
         f"{name} samples {seen} trajectories in {settings[often]} {what}, each of one concept, and {concepts} are "
-        f"to be erased: {concepts - seen} are never looked at. Ask for more: --set {often}={enough}. A closed form such "
-        "as tuce looks at all of them.",
+        f"to be erased: {concepts - seen} are never looked at. Ask for more: --set {often}={enough}. A closed form, "
+        "such as tuce, looks at all of them.",
         Unseen,
         stacklevel=3,
     )

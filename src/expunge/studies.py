@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import WeakReward
 from .feedback import Study
 from .feedback.data import Picture
+from .judges.embedding import embedding
+from .kernel.critic import Critic
 from .pictures import CHUNK, read
 from .reward import Array, Quality, Reward, Votes, consensus, evaluate, fit, learning_curve, need, shares
+
+if TYPE_CHECKING:
+    from .kernel.model import Model
 
 SIZES = (25, 50, 100, 200, 400)  # of the learning curve
 Embed = Callable[[Tensor], Tensor]
@@ -79,17 +85,20 @@ class Verdict:
     Attributes:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
+        critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
+            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
     rejected: tuple[str, ...]
     accepted: tuple[str, ...]
     record: dict[str, Any]
+    critic: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
         """Read a verdict."""
-        return cls(tuple(data["rejected"]), tuple(data["accepted"]), dict(data["record"]))
+        return cls(tuple(data["rejected"]), tuple(data["accepted"]), dict(data["record"]), dict(data.get("critic", {})))
 
 
 def check(folder: Path) -> None:
@@ -134,8 +143,33 @@ def learn(folder: Path, embed: Embed, name: str, side: int) -> tuple[Verdict, Te
         tuple(prompt for prompt, no in against.items() if no),
         tuple(prompt for prompt, no in against.items() if not no),
         record,
+        {} if reward.blind else _critic(reward, p),
     )
     return verdict, torch.stack([read(lesson.paths[i], side) for i in used]), torch.from_numpy(p[used])
+
+
+def critic(verdict: Verdict | None, model: Model) -> Critic | None:
+    """Return what tells, of a model's latents, what people reject; None without ratings, or a pattern in them."""
+    if verdict is None or not verdict.critic:
+        return None
+    looks, said = embedding(model.folder, str(model.device)), verdict.critic
+    weights = torch.tensor(said["weights"], device=model.device)
+
+    def logit(latents: Tensor) -> Tensor:
+        out: Tensor = looks.seen(model.pictures(latents)) @ weights + said["bias"]
+        return out
+
+    return Critic(logit, said["low"], said["high"])
+
+
+def _critic(reward: Reward, p: Array) -> dict[str, Any]:
+    """Return the reward model as numbers; `p`: the probability of every picture, (n,)."""
+    weights = reward.basis @ reward.weights
+    # among pairs a picture is rejected as it is worse than the middle one
+    middle = 0.0 if reward.reference is None else float(np.median(reward.reference))
+    bias = reward.bias - float(reward.mean @ weights) - middle
+    yes = p >= reward.cut
+    return {"weights": weights.tolist(), "bias": bias, "low": float(p[~yes].mean()), "high": float(p[yes].mean())}
 
 
 def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:

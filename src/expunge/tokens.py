@@ -39,6 +39,7 @@ from .studies import Verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .kernel.critic import Critic
     from .kernel.model import Model, Text, Vectors
     from .methods.base import Method
 
@@ -142,7 +143,7 @@ def spoken(
             if path is not None:
                 write(path, word, vectors, request, verdict)
         soft[word] = vectors
-        told[i] = _told(target, word, model.world, verdict)
+        told[i] = _told(target, word, model.world, verdict, studies.critic(verdict, model))
         records += [verdict.record] if verdict else []
     if out is not None and records:
         write_json(out / REWARD, records)
@@ -324,7 +325,7 @@ def _placeholder(name: str, taken: dict[str, Vectors]) -> str:
     return f"<{slug}-{same + 1}>" if same else f"<{slug}>"
 
 
-def _told(target: Targets, word: str, world: World | None, verdict: Verdict | None) -> Targets:
+def _told(target: Targets, word: str, world: World | None, verdict: Verdict | None, critic: Critic | None) -> Targets:
     """Return the target with the placeholder in place of every word of the concept, and what its study says."""
     concept = replace(target.concept, name=word, names=(word,), synonyms=())
     prompts, anchors = concept.prompts(world), concept.anchors(world)
@@ -332,7 +333,8 @@ def _told(target: Targets, word: str, world: World | None, verdict: Verdict | No
     target = replace(target, prompts=prompts, anchors=anchors, bare=bare, blanks=blanks)
     if verdict is None:
         return target
-    return replace(target, keeps=target.keeps if concept.keep else verdict.accepted, rejected=verdict.rejected)
+    keeps = target.keeps if concept.keep else verdict.accepted
+    return replace(target, keeps=keeps, rejected=verdict.rejected, accepted=verdict.accepted, critic=critic)
 
 
 def _vectors(

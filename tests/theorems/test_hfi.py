@@ -13,6 +13,7 @@ from expunge.concept import Concept, Targets
 from expunge.door import erase
 from expunge.edits import Edit
 from expunge.kernel.bank import Bank
+from expunge.kernel.critic import Critic
 from expunge.kernel.inversion import error
 from expunge.kernel.path import Kind
 from expunge.kernel.state import State
@@ -50,20 +51,42 @@ def test_the_concept_becomes_unconditional(kind: Kind) -> None:
         torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
 
 
-@pytest.mark.parametrize("steer", [0.0, 0.5])
-def test_rejected_prompts_are_led_away_from_the_token(steer: float) -> None:
-    """mean(p) becomes mean(p) - steer (mean(v) - mean(null)) of the original network, the token itself null."""
-    model = toy.model("v")
-    target = replace(BOMB.resolve(), rejected=("cat", "dog"))
-    wanted = {p: mean(model, p) - steer * (mean(model, "bomb") - mean(model, "")) for p in target.rejected}
-    before = {p: mean(model, p) for p in target.rejected}
-    null = mean(model, "")
-    assert all((wanted[p] - before[p]).norm() > 0.1 for p in wanted) == (steer > 0)
-    edit, _ = fitted(model, target, HFI(steer=steer, steps=300, **TRAIN))
-    with edit.on(model):
-        torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
-        for p in target.rejected:
-            torch.testing.assert_close(mean(model, p), wanted[p], atol=CONVERGED, rtol=0)
+def critic(model: toy.ToyModel, better: str, worse: str) -> tuple[Critic, torch.Tensor]:
+    """A linear judge of a picture's colour, halfway between two prompts' and sure of itself; and its direction."""
+    a, b = mean(model, better), mean(model, worse)
+    way = (b - a) / (b - a).square().mean().sqrt()
+
+    def logit(y: torch.Tensor) -> torch.Tensor:
+        return 200 * ((y.mean((2, 3)) - (a + b) / 2) @ way)
+
+    return Critic(logit, 0.1, 0.9), way
+
+
+@pytest.mark.parametrize("kind", ["eps", "v", "flow"])
+def test_prompts_are_led_away_where_the_critic_rejects_them_and_nowhere_else(kind: Kind) -> None:
+    """Against the critic's gradient, which in this world is a colour; a prompt that it accepts stays what it was."""
+    moved = {}
+    for steer in (0.0, 0.1):
+        model = toy.model(kind)
+        judge, way = critic(model, "dog", "cat")
+        target = replace(BOMB.resolve(), rejected=("cat",), accepted=("dog",), critic=judge)
+        before, null = {p: mean(model, p) for p in ("cat", "dog")}, mean(model, "")
+        edit, _ = fitted(model, target, HFI(steer=steer, steps=300, **TRAIN))
+        with edit.on(model):
+            torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
+            moved[steer] = {p: mean(model, p) - before[p] for p in before}
+    assert max(v.norm() for v in moved[0.0].values()) < CONVERGED
+    cat, dog = moved[0.1].values()
+    assert cat.norm() > 0.05
+    assert torch.cosine_similarity(cat, -way, dim=0) > 0.99
+    assert dog.norm() < CONVERGED
+
+
+def test_without_a_critic_nothing_is_led_away() -> None:
+    model = toy.model("eps")
+    target = replace(BOMB.resolve(), rejected=("cat",))
+    _, state = fitted(model, target, HFI(steps=1, **TRAIN))
+    assert "asked" not in state.objects
 
 
 def test_what_people_accept_is_kept_where_weights_are_shared() -> None:
@@ -100,7 +123,7 @@ def test_latents_are_drawn_from_the_middle_of_their_trajectories() -> None:
 
 def test_the_method_asks_for_its_settings_distribution() -> None:
     model = toy.model("eps")
-    target = replace(BOMB.resolve(), rejected=("cat",))
+    target = replace(BOMB.resolve(), rejected=("cat",), critic=critic(model, "dog", "cat")[0])
     _, state = fitted(model, target, HFI(alpha=2.0, beta=5.0, steps=1, **TRAIN))
     banks: list[Any] = [state.objects["bank"], state.objects["asked"]]
     assert [bank.beta for bank in banks] == [(2.0, 5.0)] * 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from expunge.backbones import toy
 from expunge.concept import Concept, Targets
 from expunge.door import erase
+from expunge.kernel.critic import Critic
 from expunge.kernel.denoiser import Denoiser
 from expunge.kernel.state import State
 from expunge.methods import METHODS, get
@@ -96,7 +97,8 @@ def test_rejected_prompts_are_led_away_in_the_late_phase_only() -> None:
     for split in (1.0, LATE / BINS):
         model = PhasedModel()
         cat = predictions(model, "cat")
-        target: Targets = replace(BOMB.resolve(), rejected=("cat",), keeps=())
+        judge = Critic(lambda y: 9 + y.sum((1, 2, 3)) / 1000, 0.0, 0.5)  # rejects all that is drawn
+        target: Targets = replace(BOMB.resolve(), rejected=("cat",), keeps=(), critic=judge)
         state, method = State(0), HFI(alpha=1.0, beta=1.0, split=split, **AVERAGED)
         steps = method.fit(model, [target], state)
         while True:

@@ -217,6 +217,10 @@ class ClassModel(Model):
         x = images.to(self.device, self.pipe.unet.dtype) * 2 - 1
         return x.mean(1, keepdim=True) if self.denoiser.shape[0] == 1 else x
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return the network's own pixels, in three channels."""
+        return (latents.float() / 2 + 0.5).expand(-1, 3, -1, -1)
+
     def modules(self) -> dict[str, nn.Module]:
         """Return the U-Net."""
         return {"unet": self.pipe.unet}

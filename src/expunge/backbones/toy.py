@@ -116,6 +116,10 @@ class ToyModel(Model):
         """Return pictures in [-1, 1]: this world has no autoencoder to speak of."""
         return images * 2 - 1
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return pictures, which latents here are."""
+        return latents / 2 + 0.5
+
     def modules(self) -> dict[str, nn.Module]:
         """Return the one network."""
         return {"unet": self.network}

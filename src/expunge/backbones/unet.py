@@ -180,6 +180,12 @@ class UNetModel(Model):
         z: Tensor = vae.encode(x).latent_dist.mode() * vae.config.scaling_factor
         return z
 
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return what the autoencoder decodes, with gradient."""
+        vae = self.pipe.vae
+        out: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample.float() / 2 + 0.5
+        return out
+
     def modules(self) -> dict[str, nn.Module]:
         """Return U-Net and text encoders by component name."""
         names = ("unet", "text_encoder", "text_encoder_2")

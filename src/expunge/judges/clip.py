@@ -52,6 +52,10 @@ class Clip:
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
         """Return unit vectors (n, d) of pictures (n, 3, h, w) in [0, 1]."""
+        return self.seen(images)
+
+    def seen(self, images: Tensor) -> Tensor:
+        """Return the same with gradient."""
         side = self.vision.config.image_size
         if images.shape[-1] != side:
             images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)

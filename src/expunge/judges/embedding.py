@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..zoo.emoji.world import WEIGHTS
 from .classifier import SIDE, Judge, load_judge
-from .clip import Towers, load_clip
+from .clip import Clip, load_clip
 
 THUMBNAIL, GRID = 4, 2
 BATCH = 64
@@ -33,7 +33,7 @@ class Embedding:
     """
 
     judge: Judge
-    clip: Towers | None = None
+    clip: Clip | None = None
     device: str = "cpu"
 
     @property
@@ -44,16 +44,17 @@ class Embedding:
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return vectors (n, d) of pictures (n, 3, h, w) in [0, 1]."""
-        return torch.cat([self._part(part.to(self.device)).cpu() for part in torch.split(images, BATCH)])
+        return torch.cat([self.seen(part.to(self.device)).cpu() for part in torch.split(images, BATCH)])
 
-    def _part(self, images: Tensor) -> Tensor:
+    def seen(self, images: Tensor) -> Tensor:
+        """Return the same of a batch on the device, with gradient."""
         small = images
         if images.shape[-2:] != (SIDE, SIDE):
             small = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True)
         looks = [F.adaptive_avg_pool2d(small * 2 - 1, THUMBNAIL)]
         looks += [F.adaptive_avg_pool2d(stage, GRID) for stage in self.judge.depths(small)]
         parts = [F.normalize(look.flatten(1), dim=1) for look in looks]
-        return torch.cat([*parts, *([self.clip.images(images)] if self.clip else [])], dim=1)
+        return torch.cat([*parts, *([self.clip.seen(images)] if self.clip else [])], dim=1)
 
 
 def embedding(folder: Path | None = None, device: str = "cpu") -> Embedding:

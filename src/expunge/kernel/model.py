@@ -197,6 +197,10 @@ class Model(ABC):
         """Return the scaled latents of pictures (n, 3, h, w) in [0, 1]."""
 
     @abstractmethod
+    def pictures(self, latents: Tensor) -> Tensor:
+        """Return the pictures (n, 3, h, w) of scaled latents, about [0, 1]: not clamped, gradients would end there."""
+
+    @abstractmethod
     def modules(self) -> dict[str, nn.Module]:
         """Return the networks an edit may touch, by diffusers' component name (`unet`, `text_encoder`)."""
 

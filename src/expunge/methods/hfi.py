@@ -12,15 +12,17 @@ Our reconstruction: the authors published no code. Known, in part from summaries
 on CLIP embeddings, the weighting by r_psi of the pictures that it scores highest, that objective, Beta(3, 3) and
 cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
-    || e_theta(z_t, t, p) - [ e(z_t, t, p) - steer (e(z_t, t, c(v*)) - e(z_t, t, null)) ] ||^2
+    || e_theta(z_t, t, p) - [ e(z_t, t, p), its clean prediction led away from what r_psi rejects ] ||^2
 
-for the prompts p whose pictures people reject, z_t on their trajectories: where words draw the rejected look, they are
-led away from it, as by a negative prompt. Prompts that people accept are kept (`preserve`). With `split` below 1 both
-terms hold the original's prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest` trains only the
+for the prompts p of the study, z_t on their trajectories (`kernel/critic.py`, strength `steer`). A token says what the
+rejected pictures have in common with one another, not what parts them from the others: a look that a prompt's noise
+decides, such as a red ground, it misses. Where r_psi accepts the prediction the term holds it, so that prompts are kept
+that are named (`preserve`), and those that people accept where r_psi sees no pattern. With `split` below 1 both terms
+hold the original's prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest` trains only the
 smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
-Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: rejected
-            prompt · sg: stop-gradient · steer: strength of the negative guidance
+Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: prompt of the
+            study · sg: stop-gradient
 Erases      looks that no word names, from 50 to 200 rated pictures; given words, these (SDD at other times)
 Limits      no better than the ratings and the embedding: look at the reward model's AUC; the token may hold more than
             was meant; no figure of the paper can be reproduced, its annotations were not published
@@ -45,6 +47,7 @@ from ..concept import Targets
 from ..edits import Edit, of
 from ..kernel.bank import Bank
 from ..kernel.condition import Condition
+from ..kernel.critic import led_away
 from ..kernel.descent import Rate, mse
 from ..kernel.model import Model
 from ..kernel.saliency import unlocked
@@ -66,7 +69,7 @@ class HFI:
     inversion: Annotated[int, Ge(0), Le(100_000), "updates that invert pictures into the soft token"] = 300
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
-    steer: Annotated[float, Ge(0), Le(20), "strength of the term for rejected prompts; 0 for the paper's loss"] = 1.0
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 1.0
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
@@ -93,7 +96,10 @@ class HFI:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the averaged weights as the edit."""
         c, a = conditions(model, targets)
-        keep, null = kept(model, targets), model.encode("")
+        critics = [own.critic for own in targets if own.critic]
+        # what people accept is held on its own trajectories, by the critic's gate
+        keep = kept(model, [own for own in targets if not own.critic or own.concept.keep])
+        null = model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student, opt, choice = unlocked(
             e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank, clip=1.0
@@ -108,9 +114,9 @@ class HFI:
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse, beta=(self.alpha, self.beta),
         )  # fmt: skip
         bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
-        said = [(p, own.bare[0]) for own in targets for p in own.rejected if self.steer]
+        said = [p for own in targets for p in (*own.rejected, *own.accepted) if critics and self.steer]
         if said:
-            p, v = (model.encode(prompts) for prompts in zip(*said, strict=True))
+            p = model.encode(said)
             asked = state.keep("asked", trajectories(p))
         for i in state.steps(self.steps):
             x_t, t, k = bank.draw()
@@ -119,7 +125,7 @@ class HFI:
             if said:
                 z_t, s, j = asked.draw()
                 e_p, late = e(z_t, s, p[j]), is_late(e_theta, s, self.split)
-                away = e_p - self.steer * (e(z_t, s, v[j]) - e(z_t, s, null))
+                away = led_away(e_theta, critics, z_t, s, e_p, self.steer)
                 terms["steer"] = mse(e_theta(z_t, s, p[j]), gated(late, away, e_p))
             if self.anchor:
                 terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)

@@ -72,7 +72,8 @@ def compare(
     panel = load_panel(work, "judge-a", source.network)
     model = load(folder)
     figures: dict[str, Any] = {
-        "model": model.hash, "steps": steps or model.sampling.steps, "pictures": count, "judge": panel.scorer.name, "scales": {},
+        "model": model.hash, "steps": steps or model.sampling.steps,
+        "pictures": count, "judge": panel.scorer.name, "scales": {},
     }  # fmt: skip
     for scale in scales:
         images = drawn(work, model, source.classes, count, guidance=scale, steps=steps)

@@ -1,0 +1,66 @@
+"""How a prediction is led away from what a critic rejects."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.backbones import toy
+from expunge.kernel.critic import Critic, led_away
+from expunge.kernel.path import KINDS, Kind, native, x0_and_eps
+
+ROUNDING = {"atol": 1e-4, "rtol": 1e-4}  # float32; clean predictions at much noise are differences of large numbers
+
+
+def case(kind: Kind) -> tuple[toy.ToyModel, Tensor, Tensor, Tensor, Tensor]:
+    """Model, x_t, t, a native prediction and its clean latents."""
+    model, g = toy.model(kind), torch.Generator().manual_seed(0)
+    t = torch.tensor([0.2, 0.4, 0.6, 0.8]) * model.denoiser.path.last
+    t = t if kind == "flow" else t.long()
+    x_t, x0 = torch.randn(2, 4, 3, 4, 4, generator=g)
+    alpha, sigma = model.denoiser.path.levels(t, x_t)
+    return model, x_t, t, native(kind, x0, (x_t - alpha * x0) / sigma, alpha, sigma), x0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_open_gate_moves_the_clean_prediction_down_the_gradient(kind: Kind) -> None:
+    """By strength times sigma, in root mean square; x_t stays on its noise level, whatever the network predicts."""
+    model, x_t, t, e, x0 = case(kind)
+    way = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
+    sure = Critic(lambda y: 50 + 1e-3 * (y * way).sum((1, 2, 3)), 0.0, 0.5)
+    target = led_away(model.denoiser, [sure], x_t, t, e, strength=0.7)
+    alpha, sigma = model.denoiser.path.levels(t, x_t)
+    y, eps = x0_and_eps(kind, x_t, target, alpha, sigma)
+    torch.testing.assert_close(y, x0 - 0.7 * sigma * way / way.square().mean().sqrt(), **ROUNDING)
+    torch.testing.assert_close(alpha * y + sigma * eps, x_t, **ROUNDING)
+    assert not target.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_accepted_is_left_alone(kind: Kind) -> None:
+    model, x_t, t, e, _ = case(kind)
+    content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.1, 0.5)
+    torch.testing.assert_close(led_away(model.denoiser, [content], x_t, t, e, strength=9.0), e, **ROUNDING)
+
+
+def test_the_gate_is_of_each_sample_and_opens_between_two_probabilities() -> None:
+    y = torch.tensor([0.2, 0.4, 0.5, 0.9]).logit().view(4, 1, 1, 1).expand(4, 3, 4, 4)
+    gate, slope = Critic(lambda y: y.mean((1, 2, 3)), 0.3, 0.5).judged(y)
+    torch.testing.assert_close(gate, torch.tensor([0.0, 0.5, 1.0, 1.0]))
+    torch.testing.assert_close(slope, torch.ones_like(slope))
+
+
+def test_a_critic_that_sees_nothing_changes_nothing() -> None:
+    model, x_t, t, e, _ = case("eps")
+    flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.5, 0.5)
+    torch.testing.assert_close(led_away(model.denoiser, [flat], x_t, t, e, strength=1.0), e, **ROUNDING)
+
+
+def test_critics_take_turns() -> None:
+    """Two that pull in opposite directions cancel; alone either moves the prediction."""
+    model, x_t, t, e, _ = case("eps")
+    pull = [Critic(lambda y, s=s: 9 + s * y.mean((1, 2, 3)) / 100, 0.0, 0.5) for s in (1, -1)]
+    both, one = (led_away(model.denoiser, chosen, x_t, t, e, strength=1.0) for chosen in (pull, pull[:1]))
+    torch.testing.assert_close(both, e, **ROUNDING)
+    assert (one - e).abs().max() > 0.1
