@@ -349,3 +349,34 @@ def test_the_command_line_takes_a_study(study: Path, tmp_path: Path, capsys: pyt
         cli.main(["erase", "tiny", "--concept", f"study:{few}", "--method", "hfi", "--out", str(tmp_path / "no")]) == 2
     )
     assert "Missing: 13 in all" in capsys.readouterr().err
+
+
+def test_the_critic_says_what_the_reward_model_says(model: UNetModel, study: Path) -> None:
+    """Of pictures that the autoencoder decodes, and with a gradient; from the numbers that the token's file keeps."""
+    (target,) = told(model, Concept("heat", images=study), method="hfi")
+    assert target.critic is not None
+    assert set(target.accepted) == set(COLD)
+    with Study.open(study) as opened:
+        lesson = studies.Lesson.of(opened, embedding(), 16)
+    reward = fit(lesson.x, lesson.votes)
+    z = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        seen = embedding()(model.pictures(z)).double().numpy()
+    found = target.critic.logit(z).detach()
+    torch.testing.assert_close(found.double(), torch.from_numpy(reward.logit(seen)), atol=1e-3, rtol=1e-3)
+    assert 0 < target.critic.low < reward.cut < target.critic.high < 1
+    gate, slope = target.critic.judged(z)
+    assert gate.shape == (4,)
+    assert slope.shape == z.shape
+    torch.testing.assert_close(slope.square().mean((1, 2, 3)), torch.ones(4))
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_what_people_accept_is_kept_by_the_critic_or_else_by_the_loss(
+    model: UNetModel, study: Path, monkeypatch: pytest.MonkeyPatch, blind: bool
+) -> None:
+    if blind:
+        monkeypatch.setattr(studies, "fit", lambda *given: replace(fit(*given), weights=0 * fit(*given).weights))
+    seen: set[str] = set()
+    erase(model, Concept("heat", images=study), made("hfi"), progress=lambda step: seen.update(step.losses))
+    assert ("keep" in seen, "steer" in seen) == (blind, not blind)

@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -92,7 +92,7 @@ def erase(
     if out is not None:
         need_space(out, footprint.needed(model, method, request))
     tokens.warn_keeps(model.world, targets, method)
-    effort.warn_unseen(_name(method), asdict(method), len(targets))
+    effort.warn_unseen(_name(method), request["settings"], len(targets))
     drive = Drive(request, model.name, out, save_every, saved, progress, keep_state)
     began = time.monotonic()
     with (

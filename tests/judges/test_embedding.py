@@ -45,7 +45,7 @@ def test_it_sees_layout_and_colour(embed: Embedding) -> None:
 
 def test_a_clip_tower_in_the_model_s_folder_is_used(tmp_path: Path, embed: Embedding) -> None:
     class Tower:
-        def images(self, images: torch.Tensor) -> torch.Tensor:
+        def seen(self, images: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.normalize(torch.ones(len(images), 7), dim=1)
 
         def texts(self, *_: object) -> torch.Tensor:
@@ -59,3 +59,12 @@ def test_a_clip_tower_in_the_model_s_folder_is_used(tmp_path: Path, embed: Embed
     (tmp_path / "clip/config.json").write_text("{}")
     with pytest.raises(BadModel, match="not a whole CLIP folder"):
         embedding(tmp_path)
+
+
+def test_gradients_reach_the_pictures(embed: Embedding) -> None:
+    images = pictures(2).requires_grad_(True)
+    seen = embed.seen(images)
+    torch.testing.assert_close(seen.detach(), embed(images.detach()))
+    (slope,) = torch.autograd.grad(seen.square()[:, ::3].sum(), images)
+    assert bool((slope.flatten(1).abs().amax(1) > 1e-6).all())
+    assert not embed(images).requires_grad
