@@ -4,8 +4,8 @@
 
 l is the critic's logit and r = sigmoid(l). The gate g(y) = clip((r - low) / (high - low), 0, 1) leaves alone what it
 accepts. Classifier guidance (arXiv:2105.05233, Algorithm 2) moves the clean prediction by sigma^2 / alpha times the
-gradient. The gradient's length, which says how sure a critic is and not how far to go, is taken out here, and one sigma is
-left: then every network, whatever it predicts, is asked for a bounded change at every time.
+gradient. The gradient's length, which says how sure a critic is and not how far to go, is taken out here, and one sigma
+is left: then every network, whatever it predicts, is asked for a bounded change at every time.
 """
 
 from __future__ import annotations
