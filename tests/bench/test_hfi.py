@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from expunge import cli
-from expunge.bench import hfi
+from expunge.bench import cells, hfi
 from expunge.bench.hfi import Cell
 from expunge.bench.looks import LOOKS, figure
+from expunge.errors import BadRun
 from expunge.feedback import Study
 
 SIDE = 64
@@ -178,6 +179,51 @@ def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
     assert cli.main(["bench", "hfi", *arguments, "--table", str(tmp_path / "table.md")]) == 0
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert (tmp_path / "table.md").read_text() == text
+
+
+def test_rows_of_elsewhere_are_taken_over_where_they_are_of_this_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
+    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home.name  # type: ignore[arg-type]
+    made: list[Cell] = []
+    monkeypatch.setattr(hfi, "measure", lambda bench, cell: made.append(cell) or row(cell, bench=bench.home.name))
+    grid, out = hfi.cells(["red"]), tmp_path / "rows.json"
+    stranger = row(grid[1], bench="of other settings")
+    hfi.kept(out, [row(grid[0], bench=home, rate=0.01)], [stranger])
+    rows = hfi.run(["red"], tmp_path, 8, {}, lambda *_: None, hfi.recalled(out))
+    # the soft token of a cell that was found elsewhere is not here, so nothing is drawn with it
+    assert made == [c for c in grid[1:] if c.method != "negative"]
+    assert rows[0]["rate"] == 0.01
+    assert len(rows) == len(grid) - 1
+    hfi.kept(out, rows, hfi.recalled(out))
+    assert hfi.recalled(out) == [*rows, stranger]
+    out.write_text('[{"look": "red"}]')
+    with pytest.raises(BadRun, match=r"rows.json holds no rows of this bench: KeyError\('method'\)"):
+        hfi.recalled(out)
+
+
+def test_the_negative_prompt_waits_for_its_token_and_a_taken_cell_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
+    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home  # type: ignore[arg-type]
+    made: list[Cell] = []
+
+    def measure(_: hfi.Bench, cell: Cell) -> dict[str, Any]:
+        made.append(cell)
+        (home / cell.name).mkdir(parents=True)
+        (home / cell.name / "token.safetensors").touch()
+        return row(cell)
+
+    monkeypatch.setattr(hfi, "measure", measure)
+    words = Cell("red", "words")
+    with cells.claimed(home / words.name):
+        rows = hfi.run(["red"], tmp_path, 8, {}, lambda *_: None)
+    assert words not in made
+    assert made[-1] == Cell("red", "negative")
+    assert len(rows) == len(hfi.cells(["red"])) - 1
+    assert len(hfi.run(["red"], tmp_path, 8, {}, lambda *_: None)) == len(rows) + 1
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ say holds for raters who know what they mean, not for people.
     negative    no erasure: the soft token of `hfi` as the negative prompt
 
 A cell is a look, a method, a number of ratings and a share of wrong answers. A cell that has a row is not run again;
-another model, other settings or another number of pictures have rows of their own.
+another model, other settings or another number of pictures have rows of their own. Started twice, the work is shared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ..backbones import load
 from ..concept import Concept, World
 from ..door import erase
 from ..edits import Edit
-from ..errors import BadStudy, ConceptError, Unsupported
+from ..errors import BadRun, BadStudy, ConceptError, Unsupported
 from ..feedback import Study
 from ..judges.classifier import Judge, load_judge
 from ..kernel.model import Model, Sampling
@@ -46,10 +46,12 @@ from ..sheet import picture, png
 from ..storage import write_json
 from ..tokens import TOKEN, readable
 from ..zoo.emoji.world import WEIGHTS
+from . import cells as shared
 from .looks import LOOKS
 
 REJECTED = 0.2  # share of the base model's pictures
 RATINGS, NOISE = 200, 0.1
+NEGATIVE = "negative"
 CURVE, NOISES = (25, 50, 100), (0.0, 0.2, 0.3)
 STUDY, TEST = 1, 2  # seeds of the pictures that are rated, and of those that are measured
 PROTOCOL = protocol("emoji-v1")
@@ -77,7 +79,7 @@ def cells(looks: Sequence[str]) -> list[Cell]:
     """Return the grid, look by look: the comparison first, then the curves."""
     found = []
     for look in looks:
-        found += [Cell(look, method) for method in ("hfi", "words", "negative")]
+        found += [Cell(look, method) for method in ("hfi", "words", NEGATIVE)]
         found += [Cell(look, "hfi", n) for n in CURVE] + [Cell(look, "hfi", noise=z) for z in NOISES]
     return found
 
@@ -164,8 +166,9 @@ def run(
     count: int,
     settings: Mapping[str, Any],
     progress: Callable[[str, int, int], None],
+    known: Sequence[Row] = (),
 ) -> list[Row]:
-    """Run every cell that has no row, and return all rows.
+    """Run every cell that has no row, but for those that another process is at, and return all rows there are.
 
     Args:
         looks: names of `LOOKS`.
@@ -173,13 +176,58 @@ def run(
         count: pictures that a cell is measured on.
         settings: of HFI and SDD, in place of the defaults.
         progress: called with a cell, its number and the number of cells.
+        known: rows of an earlier run; those of this model, these settings and so many pictures count.
     """
     bench, grid = Bench(load("emoji"), work, count, settings), cells(looks)
-    todo = [c for c in grid if not bench.row(c).is_file()]
-    for i, cell in enumerate(todo):
-        progress(f"cells: {cell.name}", i, len(todo))
-        write_json(bench.row(cell), measure(bench, cell))
-    return [json.loads(bench.row(c).read_text()) for c in grid]
+    for row in known:
+        if row.get("bench") == bench.home.name and not (path := bench.row(cell_of(row))).is_file():
+            write_json(path, row)
+
+    def whole(cell: Cell) -> bool:
+        return bench.row(cell).is_file()
+
+    def share(part: Sequence[Cell]) -> None:
+        todo = [c for c in part if not whole(c)]
+        if todo:
+            shared.share(
+                todo, progress, name=lambda c: c.name, folder=lambda c: bench.home / c.name, whole=whole,
+                make=lambda c: write_json(bench.row(c), measure(bench, c)),
+            )  # fmt: skip
+
+    share([c for c in grid if c.method != NEGATIVE])
+    # these draw with the token of a cell that another process may still be at
+    share([c for c in grid if c.method == NEGATIVE and (bench.home / donor(c).name / TOKEN).is_file()])
+    return [json.loads(bench.row(c).read_text()) for c in grid if whole(c)]
+
+
+def recalled(path: Path) -> list[Row]:
+    """Return the rows of a file that `kept` wrote; none where there is no file.
+
+    Raises:
+        BadRun: it is another kind of file.
+    """
+    try:
+        rows: list[Row] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        [cell_of(row) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRun(f"{path} holds no rows of this bench: {error!r}. Give another --out.") from error
+    return rows
+
+
+def kept(path: Path, rows: Sequence[Row], known: Sequence[Row]) -> None:
+    """Write rows, and those that were known and are of other cells or another bench."""
+    made = [(row.get("bench"), cell_of(row)) for row in rows]
+    write_json(path, [*rows, *(row for row in known if (row.get("bench"), cell_of(row)) not in made)])
+
+
+def cell_of(row: Row) -> Cell:
+    """Return the cell of a row."""
+    return Cell(row["look"], row["method"], row["ratings"], row["noise"])
+
+
+def donor(cell: Cell) -> Cell:
+    """Return the cell whose soft token another one draws with."""
+    return Cell(cell.look, "hfi")
 
 
 def measure(bench: Bench, cell: Cell) -> Row:
@@ -189,6 +237,7 @@ def measure(bench: Bench, cell: Cell) -> Row:
     bar = float(np.quantile(look(seen).numpy(), 1 - REJECTED))
     marks = answers((look(seen) > bar).numpy(), cell)[: cell.ratings]
     row: Row = {**asdict(cell), "bar": bar, "base_hash": bench.model.hash, "settings": dict(bench.settings)}
+    row["bench"] = bench.home.name
     row["raters"] = "simulated"
     base, test = bench.pictures(bench.model, TEST, bench.count, bench.home / "test-pictures")
     try:
@@ -215,8 +264,8 @@ def measure(bench: Bench, cell: Cell) -> Row:
 def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], marks: Mask) -> tuple[Tensor, Row]:
     """Return the test pictures after the cell's method, and what it says of itself."""
     folder = bench.home / cell.name
-    if cell.method == "negative":
-        with readable(bench.model, str(bench.home / Cell(cell.look, "hfi").name / TOKEN)) as token:
+    if cell.method == NEGATIVE:
+        with readable(bench.model, str(bench.home / donor(cell).name / TOKEN)) as token:
             after, _ = bench.pictures(Negated(bench.model, token), TEST, bench.count, None)
         return after, {"token": str(token)}
     if cell.method == "words":

@@ -279,7 +279,9 @@ def hfi(
     settings: Settings = None,
     pictures: Annotated[int, typer.Option(min=8, help="Pictures that a cell is measured on.")] = 160,
     work: Annotated[Path, typer.Option(help="Folder of the cells.")] = Path("bench-runs/hfi"),
-    out: Results = Path("bench-runs/hfi.json"),
+    out: Annotated[
+        Path, typer.Option(help="JSON file of the rows: read, and written again with what is added.")
+    ] = Path("bench-runs/hfi.json"),
     table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
 ) -> None:
     """HFI on looks that no prompt names, rated by simulated raters, against SDD with the best words."""
@@ -287,16 +289,17 @@ def hfi(
     from ..bench import hfi as grid
     from ..bench.looks import LOOKS
     from ..methods.hfi import HFI
-    from ..storage import write_atomic, write_json
+    from ..storage import write_atomic
 
     chosen = _words(looks) or list(LOOKS)
     if unknown := [n for n in chosen if n not in LOOKS]:
         raise SettingError(f"{unknown[0]!r} is no look. Looks: {', '.join(LOOKS)}.{nearest(unknown[0], LOOKS)}")
     given = flags.parse(settings or ())
     built = flags.build(HFI, given)
+    known = grid.recalled(out)
     with terminal.bars() as tick:
-        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick)
-    write_json(out, rows)
+        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick, known)
+    grid.kept(out, rows, known)
     typer.echo(grid.table(rows))
     if table:
         write_atomic(table, grid.table(rows).encode())
