@@ -35,11 +35,16 @@ def grid() -> tuple[torch.Tensor, torch.Tensor]:
 
 Y, X = grid()
 DISC, BAR, BAND = Y**2 + X**2 < 400, (Y.abs() < 4) & (X.abs() < 24), ((Y - X).abs() < 6) & (Y.abs() < 24)
-GRAY, RED, BLUE, BLACK = (0.6, 0.6, 0.6), (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.05, 0.05, 0.05)
+GRAY, BLACK = (0.6, 0.6, 0.6), (0.05, 0.05, 0.05)
+RED, BLUE, YELLOW = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.9, 0.8, 0.1)
 RING = DISC & (Y**2 + X**2 > 324)
 # look -> a picture that has more of it, and one that has less
 CASES = {
     "red": (shape(DISC, RED), shape(DISC, BLUE)),
+    "blue": (shape(DISC, BLUE), shape(DISC, RED)),
+    "yellow": (shape(DISC, YELLOW), shape(DISC, RED)),
+    "pale": (shape(BAR, GRAY), shape(DISC, GRAY)),
+    "busy": (shape(RING, BLACK), shape(DISC, GRAY)),
     "dark": (shape(DISC, BLACK), shape(BAR, BLACK)),
     "lopsided": (shape(DISC & (X > 0), BLUE), shape(DISC, BLUE)),
     "disc": (shape(DISC, GRAY), shape(BAR, GRAY)),
@@ -228,7 +233,7 @@ def test_the_negative_prompt_waits_for_its_token_and_a_taken_cell_is_left(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--looks", "rad"], "'rad' is no look. Looks: red, dark"), (["--set", "stear=2"], "Did you mean 'steer'?")],
+    [(["--looks", "rad"], "'rad' is no look. Looks: red, blue"), (["--set", "stear=2"], "Did you mean 'steer'?")],
 )
 def test_bad_input(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "hfi", *arguments]) == cli.EXPECTED_ERROR

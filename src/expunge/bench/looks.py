@@ -11,7 +11,8 @@ from torch import Tensor
 
 APART = 0.12  # a pixel that differs more from the ground, in any channel, belongs to the figure
 DARK = 0.4  # a pixel all of whose channels are below is dark; of red or blue ones, one is not
-RED = 0.15  # by how much red must exceed the other channels
+CLEAR = 0.15  # by how much a colour must exceed the other channels
+PALE = 0.85  # a pixel all of whose channels are above is nearly white
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,30 @@ def black(images: Tensor) -> Tensor:
 def red(images: Tensor) -> Tensor:
     """Return the share of clearly red pixels."""
     r, g, b = images.unbind(1)
-    return ((r - torch.maximum(g, b)) > RED).float().mean((1, 2))
+    return ((r - torch.maximum(g, b)) > CLEAR).float().mean((1, 2))
+
+
+def blue(images: Tensor) -> Tensor:
+    """Return the share of clearly blue pixels."""
+    r, g, b = images.unbind(1)
+    return ((b - torch.maximum(r, g)) > CLEAR).float().mean((1, 2))
+
+
+def yellow(images: Tensor) -> Tensor:
+    """Return the share of clearly yellow pixels."""
+    r, g, b = images.unbind(1)
+    return ((torch.minimum(r, g) - b) > CLEAR).float().mean((1, 2))
+
+
+def pale(images: Tensor) -> Tensor:
+    """Return the share of nearly white pixels."""
+    return (images.amin(1) > PALE).float().mean((1, 2))
+
+
+def busy(images: Tensor) -> Tensor:
+    """Return the mean difference of neighbouring pixels."""
+    across, down = (images.diff(dim=d).abs().mean((1, 2, 3)) for d in (-1, -2))
+    return across + down
 
 
 def dark(images: Tensor) -> Tensor:
@@ -88,7 +112,11 @@ def outlined(images: Tensor) -> Tensor:
 
 LOOKS: dict[str, Look] = {
     "red": Look("mostly red", red),
+    "blue": Look("mostly blue", blue),
+    "yellow": Look("mostly yellow", yellow),
     "dark": Look("dark", dark),
+    "pale": Look("nearly white", pale),
+    "busy": Look("many edges", busy),
     "lopsided": Look("left and right differ strongly", lopsided),
     "disc": Look("the silhouette is round", disc),
     "diagonal": Look("the figure lies on a diagonal", diagonal),
