@@ -307,6 +307,19 @@ def test_bfloat16_is_of_the_products_alone(
     monkeypatch.setattr(ddpm, "BATCH", 4)
     ddpm.train(work, source, 1, guidance=1.0, bf16=bf16)
     assert seen == [(torch.bfloat16 if bf16 else torch.float32, torch.float32)]
+    seen.clear()
+    look = ClassJudge.forward
+
+    def read(self: ClassJudge, images: torch.Tensor) -> torch.Tensor:
+        out = look(self, images)
+        if self.training:
+            seen.append((out.dtype, next(self.parameters()).dtype))
+        return out
+
+    monkeypatch.setattr(ClassJudge, "forward", read)
+    monkeypatch.setattr(judges, "BATCH", 16)
+    judges.train(work, source, "a", 1, bf16=bf16)
+    assert seen == [(torch.bfloat16 if bf16 else torch.float32, torch.float32)]
 
 
 @pytest.mark.parametrize("stage", ["ddpm", "judges", "features", "all"])

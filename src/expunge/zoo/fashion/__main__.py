@@ -118,6 +118,7 @@ def judges(
     only: Only = None,
     lr: Rate = None,
     device: Device = "auto",
+    bf16: Half = False,
 ) -> None:
     """Train both judges on real pictures."""
     from .judges import train
@@ -125,7 +126,7 @@ def judges(
     target = resolve(device)
     of, folder = place(world, work)
     for which in (only,) if only else ("a", "b"):
-        train(folder, of, which, steps, lr=lr, device=target)
+        train(folder, of, which, steps, lr=lr, device=target, bf16=bf16)
 
 
 @app.command()
@@ -135,13 +136,14 @@ def features(
     steps: Steps = FEATURES,
     lr: Rate = None,
     device: Device = "auto",
+    bf16: Half = False,
 ) -> None:
     """Train the feature network of the distances, and keep the real test pictures as it sees them."""
     from .judges import train
 
     target = resolve(device)
     of, folder = place(world, work)
-    train(folder, of, "features", steps, lr=lr, device=target)
+    train(folder, of, "features", steps, lr=lr, device=target, bf16=bf16)
 
 
 @app.command()

@@ -7,6 +7,7 @@ forget, where things are and how bright, then counts in distances.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -67,7 +68,16 @@ def three(pictures: Tensor) -> Tensor:
     return pictures.expand(-1, 3, -1, -1)
 
 
-def train(work: Path, source: Source, which: str, steps: int, *, lr: float | None = None, device: str = "cpu") -> None:
+def train(
+    work: Path,
+    source: Source,
+    which: str,
+    steps: int,
+    *,
+    lr: float | None = None,
+    device: str = "cpu",
+    bf16: bool = False,
+) -> None:
     """Train network `which` and save it with its accuracy on the real test pictures.
 
     Args:
@@ -77,6 +87,7 @@ def train(work: Path, source: Source, which: str, steps: int, *, lr: float | Non
         steps: optimiser updates.
         lr: highest learning rate; RATE where missing.
         device: where to train. What is learned from never depends on it: chance comes from the CPU's generators.
+        bf16: compute forward and backward passes in bfloat16; weights and moments stay float32.
 
     Raises:
         Diverged: a loss or a weight became NaN or infinite; the last good checkpoint stays.
@@ -92,7 +103,11 @@ def train(work: Path, source: Source, which: str, steps: int, *, lr: float | Non
     optimizer = torch.optim.AdamW(trained, lr or RATE, betas=(0.9, 0.99), weight_decay=0.02)
     ema = Ema(judge, decay=0.998)
 
-    def update(_: int, rng: torch.Generator) -> Tensor:
+    def update(step: int, rng: torch.Generator) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
+            return lesson(step, rng)
+
+    def lesson(_: int, rng: torch.Generator) -> Tensor:
         i = torch.randint(len(pictures), (BATCH,), generator=rng)
         x, label = augmented(pictures.floats(i), rng, flip=which != "features"), pictures.labels[i].to(device)
         if which == "features":
