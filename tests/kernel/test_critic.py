@@ -57,6 +57,19 @@ def test_a_critic_that_sees_nothing_changes_nothing() -> None:
     torch.testing.assert_close(led_away(model.denoiser, [flat], x_t, t, e, strength=1.0), e, **ROUNDING)
 
 
+def test_the_gate_is_asked_once() -> None:
+    """Where a third of the way is enough for the critic, the prediction still goes all of it."""
+    model, x_t, t, e, x0 = case("eps")
+    _, sigma = model.denoiser.path.levels(t, x_t)
+    start = x0.mean((1, 2, 3))
+    hasty = Critic(lambda y: 1e4 * (y.mean((1, 2, 3)) - start + 1e-3), 0.1, 0.9)
+    assert (hasty.judged(x0)[0] == 1).all()
+    assert (hasty.judged(x0 - 0.1)[0] == 0).all()
+    target = led_away(model.denoiser, [hasty], x_t, t, e, strength=1.0)
+    y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
+    torch.testing.assert_close(y, x0 - sigma, **ROUNDING)
+
+
 def test_critics_take_turns() -> None:
     """Two that pull in opposite directions cancel; alone either moves the prediction."""
     model, x_t, t, e, _ = case("eps")

@@ -1,9 +1,10 @@
 """Away from what a critic rejects: the gradient of its score, taken at a network's clean prediction.
 
-    y <- y - (s sigma_t / n) g(y) grad l(y) / rms(grad l(y)),    n times, from the clean prediction of x_t
+    y <- y - (s sigma_t / n) g(x_0) grad l(y) / rms(grad l(y)),    n times, from the clean prediction x_0 at x_t
 
-l is the critic's logit and r = sigmoid(l). The gate g(y) = clip((r - low) / (high - low), 0, 1) leaves alone what it
-accepts. Classifier guidance (arXiv:2105.05233, Algorithm 2) moves the clean prediction by sigma^2 / alpha times the
+l is the critic's logit and r = sigmoid(l). The gate g(x_0) = clip((r - low) / (high - low), 0, 1) leaves alone what it
+accepts. It is asked once: a step along its own gradient is soon enough for a critic, long before the look is gone.
+Classifier guidance (arXiv:2105.05233, Algorithm 2) moves the clean prediction by sigma^2 / alpha times the
 gradient. The gradient's length, which says how sure a critic is and not how far to go, is taken out here, and one sigma
 is left: then every network, whatever it predicts, is asked for a bounded change at every time.
 """
@@ -62,8 +63,9 @@ def led_away(
     """
     alpha, sigma = denoiser.path.levels(t, x_t)
     y = x0_and_eps(denoiser.kind, x_t, e.detach(), alpha, sigma)[0]
+    gates: dict[int, Tensor] = {}
     for _ in range(LOOKS):
-        for critic in critics:
+        for k, critic in enumerate(critics):
             gate, slope = critic.judged(y)
-            y = y - strength * sigma / LOOKS * gate.view(-1, *(1,) * (y.ndim - 1)) * slope
+            y = y - strength * sigma / LOOKS * gates.setdefault(k, gate).view(-1, *(1,) * (y.ndim - 1)) * slope
     return native(denoiser.kind, y, (x_t - alpha * y) / sigma, alpha, sigma)
