@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge import cli
-from expunge.bench import cells, hfi
+from expunge.bench import cells, hfi, hfi_table
 from expunge.bench.hfi import Cell
 from expunge.bench.looks import LOOKS, figure
 from expunge.errors import BadRun
@@ -130,8 +130,9 @@ def row(cell: Cell, **changes: Any) -> dict[str, Any]:
 
 
 def test_the_grid_compares_first_and_then_draws_the_curves() -> None:
-    found = hfi.cells(["red"])
+    found = hfi.cells(["red"], ["red"])
     assert [c.method for c in found[:3]] == ["hfi", "words", "negative"]
+    assert len(hfi.cells(["red", "dark"])) == 6
     assert sorted(c.ratings for c in found if c.method == "hfi" and c.noise == 0.1) == [25, 50, 100, 200]
     assert sorted(c.noise for c in found if c.method == "hfi" and c.ratings == 200) == [0.0, 0.1, 0.2, 0.3]
     assert len({c.name for c in found}) == len(found)
@@ -162,7 +163,7 @@ def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
     monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
     home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home  # type: ignore[arg-type]
     home.mkdir()
-    found = hfi.cells(["red"])
+    found = hfi.cells(["red"], ["red"])
     for cell in found:
         more = {"words": ["pizza", "mono"]} if cell.method == "words" else {}
         more |= {"refused": "too few"} if cell.ratings == 25 else {}
@@ -171,13 +172,17 @@ def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
     def progress(*_: Any) -> None:
         raise AssertionError("a finished cell was run")
 
-    rows = hfi.run(["red"], tmp_path, 8, {}, progress)
-    text = hfi.table(rows)
+    rows = hfi.run(["red"], tmp_path, 8, {}, progress, curved=["red"])
+    text = hfi_table.table(rows)
     assert len(rows) == len(found)
     assert text.count("simulated raters") == 3
     assert "| red | hfi | 200 | 10% | 0.91 [0.85, 0.96] | 0.030 (0.200) | 0.91 [0.85, 0.96] |" in text
     assert "| red | hfi | 25 | 10% | refused | - |" in text
     assert "red, hfi, 25 ratings: too few" in text
+    # a retained accuracy of .91 is not .95
+    assert "Reached by: hfi 0 of 1; words 0 of 1; negative 0 of 1." in text
+    good = hfi_table.table([r | {"kept": r["kept"] | {"value": 0.95}} for r in rows])
+    assert "Reached by: hfi 1 of 1 (red); words 1 of 1 (red); negative 1 of 1 (red)." in good
     assert "red, best words: pizza, mono" in text
     # the command writes what the grid says
     arguments = ["--looks", "red", "--pictures", "8", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]

@@ -52,6 +52,7 @@ from .looks import LOOKS
 REJECTED = 0.2  # share of the base model's pictures
 RATINGS, NOISE = 200, 0.1
 NEGATIVE = "negative"
+CURVED = 3  # looks whose curves over ratings and wrong answers are drawn, where nobody says which
 CURVE, NOISES = (25, 50, 100), (0.0, 0.2, 0.3)
 STUDY, TEST = 1, 2  # seeds of the pictures that are rated, and of those that are measured
 PROTOCOL = protocol("emoji-v1")
@@ -75,11 +76,10 @@ class Cell:
         return f"{self.look}-{self.method}-{self.ratings}-{100 * self.noise:.0f}"
 
 
-def cells(looks: Sequence[str]) -> list[Cell]:
-    """Return the grid, look by look: the comparison first, then the curves."""
-    found = []
-    for look in looks:
-        found += [Cell(look, method) for method in ("hfi", "words", NEGATIVE)]
+def cells(looks: Sequence[str], curved: Sequence[str] = ()) -> list[Cell]:
+    """Return the grid: the comparison on every look, then the curves of some."""
+    found = [Cell(look, method) for look in looks for method in ("hfi", "words", NEGATIVE)]
+    for look in curved:
         found += [Cell(look, "hfi", n) for n in CURVE] + [Cell(look, "hfi", noise=z) for z in NOISES]
     return found
 
@@ -167,6 +167,7 @@ def run(
     settings: Mapping[str, Any],
     progress: Callable[[str, int, int], None],
     known: Sequence[Row] = (),
+    curved: Sequence[str] = (),
 ) -> list[Row]:
     """Run every cell that has no row, but for those that another process is at, and return all rows there are.
 
@@ -177,8 +178,9 @@ def run(
         settings: of HFI and SDD, in place of the defaults.
         progress: called with a cell, its number and the number of cells.
         known: rows of an earlier run; those of this model, these settings and so many pictures count.
+        curved: looks whose curves are drawn as well.
     """
-    bench, grid = Bench(load("emoji"), work, count, settings), cells(looks)
+    bench, grid = Bench(load("emoji"), work, count, settings), cells(looks, curved)
     for row in known:
         if row.get("bench") == bench.home.name and not (path := bench.row(cell_of(row))).is_file():
             write_json(path, row)
@@ -344,41 +346,3 @@ def ratio(before: Mask, after: Mask, *, fall: bool) -> dict[str, float | None]:
     low, high = min(low, value), max(high, value)
     ends = (1 - value, 1 - high, 1 - low) if fall else (value, low, high)
     return dict(zip(("value", "low", "high"), ends, strict=True))
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown: the comparison, then the curves over ratings and over wrong answers."""
-
-    def part(title: str, chosen: Sequence[Row]) -> list[str]:
-        head = "| look | method | ratings | wrong answers | AUC | rate (base) | fall | kept / base | s |"
-        return [f"**{title}**, simulated raters\n", head, "|---" * 9 + "|", *map(line, chosen), ""]
-
-    usual = [r for r in rows if (r["ratings"], r["noise"]) == (RATINGS, NOISE)]
-    by_ratings = [r for r in rows if r["method"] == "hfi" and r["noise"] == NOISE]
-    by_noise = [r for r in rows if r["method"] == "hfi" and r["ratings"] == RATINGS]
-    return "\n".join(
-        [
-            *part(f"{RATINGS} ratings, {NOISE:.0%} wrong", usual),
-            *part("Over ratings", sorted(by_ratings, key=lambda r: (r["look"], r["ratings"]))),
-            *part("Over wrong answers", sorted(by_noise, key=lambda r: (r["look"], r["noise"]))),
-            *(f"{r['look']}, best words: {', '.join(r['words'])}\n" for r in usual if "words" in r),
-            *(f"{r['look']}, {r['method']}, {r['ratings']} ratings: {r['refused']}\n" for r in rows if "refused" in r),
-        ]
-    )
-
-
-def line(r: Row) -> str:
-    """Return one line of a table."""
-
-    def interval(x: Mapping[str, float | None] | None) -> str:
-        if x is None or x["value"] is None:
-            return "-"
-        return f"{x['value']:.2f} [{x['low']:.2f}, {x['high']:.2f}]"
-
-    head = [r["look"], r["method"], str(r["ratings"]), f"{r['noise']:.0%}"]
-    if "refused" in r:
-        return "| " + " | ".join([*head, "refused", *["-"] * 4]) + " |"
-    rates = f"{r['rate']:.3f} ({r['rate_base']:.3f})"
-    seconds = "-" if r.get("seconds") is None else f"{r['seconds']:.0f}"
-    rest = [interval(r.get("auc")), rates, interval(r["reduction"]), interval(r["kept"]), seconds]
-    return "| " + " | ".join([*head, *rest]) + " |"

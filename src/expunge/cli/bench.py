@@ -276,6 +276,9 @@ def multistep(
 def hfi(
     *,
     looks: Annotated[str, typer.Option(help="Names separated by commas; default: all.")] = "",
+    curves: Annotated[
+        str, typer.Option(help="Looks whose curves over ratings and wrong answers are drawn; default: the first three.")
+    ] = "",
     settings: Settings = None,
     pictures: Annotated[int, typer.Option(min=8, help="Pictures that a cell is measured on.")] = 160,
     work: Annotated[Path, typer.Option(help="Folder of the cells.")] = Path("bench-runs/hfi"),
@@ -287,19 +290,21 @@ def hfi(
     """HFI on looks that no prompt names, rated by simulated raters, against SDD with the best words."""
     from .. import flags, terminal
     from ..bench import hfi as grid
+    from ..bench import hfi_table
     from ..bench.looks import LOOKS
     from ..methods.hfi import HFI
     from ..storage import write_atomic
 
     chosen = _words(looks) or list(LOOKS)
-    if unknown := [n for n in chosen if n not in LOOKS]:
+    curved = _words(curves) or chosen[: grid.CURVED]
+    if unknown := [n for n in (*chosen, *curved) if n not in LOOKS]:
         raise SettingError(f"{unknown[0]!r} is no look. Looks: {', '.join(LOOKS)}.{nearest(unknown[0], LOOKS)}")
     given = flags.parse(settings or ())
     built = flags.build(HFI, given)
     known = grid.recalled(out)
     with terminal.bars() as tick:
-        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick, known)
+        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick, known, curved)
     grid.kept(out, rows, known)
-    typer.echo(grid.table(rows))
+    typer.echo(text := hfi_table.table(rows))
     if table:
-        write_atomic(table, grid.table(rows).encode())
+        write_atomic(table, text.encode())
