@@ -58,6 +58,12 @@ def _lasts(name: str, s: Mapping[str, Any]) -> int:
     return int(max(1, s["rollouts"] * s["sampling_steps"] * s.get("reuse", 1) // drawn(name, s)[1]))
 
 
+def enough(name: str, settings: Mapping[str, Any], concepts: int) -> int:
+    """Return after how many updates (`ssd`: gradients) each of so many concepts has a trajectory."""
+    refreshes = -(-concepts // settings["rollouts"])
+    return int((refreshes - 1) * _lasts(name, settings) + 1 - extra(name, settings))
+
+
 def warn_unseen(name: str, settings: Mapping[str, Any], concepts: int) -> None:
     """Warn where there are fewer trajectories than concepts: each shows one, and the rest would stay as they are.
 
@@ -70,12 +76,10 @@ def warn_unseen(name: str, settings: Mapping[str, Any], concepts: int) -> None:
     if "rollouts" not in settings or name == "spm" or not (seen := trajectories(name, settings)) < concepts or not seen:
         return
     often, what = ("draws", "gradients") if name == "ssd" else ("steps", "updates")
-    refreshes = -(-concepts // settings["rollouts"])
-    enough = (refreshes - 1) * _lasts(name, settings) + 1 - extra(name, settings)
     warnings.warn(
         f"{name} samples {seen} trajectories in {settings[often]} {what}, each of one concept, and {concepts} are "
-        f"to be erased: {concepts - seen} are never looked at. Ask for more: --set {often}={enough}. A closed form, "
-        "such as tuce, looks at all of them.",
+        f"to be erased: {concepts - seen} are never looked at. Ask for more: --set {often}="
+        f"{enough(name, settings, concepts)}. A closed form, such as tuce, looks at all of them.",
         Unseen,
         stacklevel=3,
     )

@@ -217,9 +217,8 @@ class ClassProtocol:
     Why 150 retained pictures a class. FID is biased upwards in proportion to 1/n, edited and base alike, so that their
     ratio is pulled towards 1. At 9 x 150 against 9,000 real ones the bias is 0.8 to 1.5 % of the features' total
     variance (simulated: 64 normal features of variances 1/i, and of equal ones); 70 a class would double it, 300 halve
-    it. But a pass costs 4.5 to 5 ms of a core a picture, so 50 guided steps of all 1,650 pictures take two cores 6 to 7
-    minutes for each model (the base's are kept for the next audit), and 11 to 13 with 300 a class; a one-step generator
-    takes seconds. Claims about a ratio of FIDs therefore need KID beside it, which is unbiased at any n.
+    it. But a guided step costs 7 ms of a core a picture, so 25 of them for all 1,650 pictures take two cores 2.5 minutes
+    for each model (the base's are kept for the next audit), and 5 with 300 a class; a one-step generator takes seconds. Claims about a ratio of FIDs therefore need KID beside it, which is unbiased at any n.
     """
 
     id: str
@@ -352,7 +351,15 @@ PROTOCOLS: dict[str, Rules] = {
                 ("judge-b", "d032e5b293b9825651822d6ef747d331b4dec91eba53f2062e516725ced19b26"),
             ),
         ),
-        ClassProtocol(id="fashion-v1", world="fashion", network="fashion64"),
+        ClassProtocol(
+            id="fashion-v1",
+            world="fashion",
+            network="fashion64",
+            hashes=(
+                ("judge-b", "7f70ff6ecd466f6b4894b7a124a1ff0d8316d5db8d79d00267b480561f2401f7"),
+                ("features", "de8bca24eb20b6a811c225dfe674783bf55ff35f93c75db9a397c41bb40a5411"),
+            ),
+        ),
         ClassProtocol(id="cifar10-v1", world="cifar10", network="cifar64"),
     )
 }

@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from ..backbones import load
 from ..concept import Concept, World
 from ..door import erase
 from ..edits import Edit
+from ..effort import enough
 from ..errors import BadRun, BadStudy, ConceptError, Unsupported
 from ..feedback import Study
 from ..judges.classifier import Judge, load_judge
@@ -275,7 +276,9 @@ def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], mar
         kinds = {s: "style" for s in bench.world.styles}
         concepts: Any = [Concept(w, kind=kinds.get(w, "object")) for w in words]  # type: ignore[arg-type]
         more: Row = {"words": words}
-        method: Any = bench.sdd
+        # so that every word is looked at
+        least = enough("sdd", asdict(bench.sdd), len(words))
+        method: Any = replace(bench.sdd, steps=max(bench.sdd.steps, least))
     else:
         study = bench.home / f"{cell.name}-study"
         rated(study, images, prompts, marks)

@@ -34,9 +34,9 @@ Half = Annotated[
 ]
 From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
 
-DDPM, JUDGE, FEATURES = 20_000, 9000, 4000  # updates
-GUIDANCE = 1.5
-SCALES = "1,1.25,1.5,2,2.5"
+DDPM, JUDGE, FEATURES = 15_000, 9000, 4000  # updates
+GUIDANCE = 2.0
+SCALES = "1,1.5,1.75,2,2.5"
 
 
 def place(world: str, work: Path | None) -> tuple[Source, Path]:

@@ -21,7 +21,7 @@ DROP = 0.1  # share of labels replaced by the empty one, for guidance
 SNR = 5.0  # signal-to-noise ratio above which a time counts less, in proportion (after min-SNR, arXiv:2303.09556)
 EMA = 0.9995
 RATE = 1e-3  # highest learning rate
-STEPS = 50  # sampling steps of the shipped model
+STEPS = 25  # sampling steps of the shipped model
 
 
 def network(source: Source) -> UNet2DModel:
