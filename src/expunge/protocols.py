@@ -217,8 +217,9 @@ class ClassProtocol:
     Why 150 retained pictures a class. FID is biased upwards in proportion to 1/n, edited and base alike, so that their
     ratio is pulled towards 1. At 9 x 150 against 9,000 real ones the bias is 0.8 to 1.5 % of the features' total
     variance (simulated: 64 normal features of variances 1/i, and of equal ones); 70 a class would double it, 300 halve
-    it. But a guided step costs 7 ms of a core a picture, so 25 of them for all 1,650 pictures take two cores 2.5 minutes
-    for each model (the base's are kept for the next audit), and 5 with 300 a class; a one-step generator takes seconds. Claims about a ratio of FIDs therefore need KID beside it, which is unbiased at any n.
+    it. But a guided step costs 7 ms of a core a picture, so 25 of them for all 1,650 pictures take two cores 2.5
+    minutes for each model (the base's are kept for the next audit), and 5 with 300 a class; a one-step generator takes
+    seconds. Claims about a ratio of FIDs therefore need KID beside it, which is unbiased at any n.
     """
 
     id: str
