@@ -371,12 +371,15 @@ def test_the_critic_says_what_the_reward_model_says(model: UNetModel, study: Pat
     torch.testing.assert_close(slope.square().mean((1, 2, 3)), torch.ones(4))
 
 
-@pytest.mark.parametrize("blind", [False, True])
+@pytest.mark.parametrize(("blind", "steer"), [(False, 1.0), (True, 1.0), (False, 0.0)])
 def test_what_people_accept_is_kept_by_the_critic_or_else_by_the_loss(
-    model: UNetModel, study: Path, monkeypatch: pytest.MonkeyPatch, blind: bool
+    model: UNetModel, study: Path, monkeypatch: pytest.MonkeyPatch, blind: bool, steer: float
 ) -> None:
     if blind:
         monkeypatch.setattr(studies, "fit", lambda *given: replace(fit(*given), weights=0 * fit(*given).weights))
     seen: set[str] = set()
-    erase(model, Concept("heat", images=study), made("hfi"), progress=lambda step: seen.update(step.losses))
-    assert ("keep" in seen, "steer" in seen) == (blind, not blind)
+    erase(
+        model, Concept("heat", images=study), made("hfi", steer=steer), progress=lambda step: seen.update(step.losses)
+    )
+    led = not blind and steer > 0
+    assert ("keep" in seen, "steer" in seen) == (not led, led)

@@ -96,9 +96,9 @@ class HFI:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the averaged weights as the edit."""
         c, a = conditions(model, targets)
-        critics = [own.critic for own in targets if own.critic]
+        critics = [own.critic for own in targets if own.critic and self.steer]
         # what people accept is held on its own trajectories, by the critic's gate
-        keep = kept(model, [own for own in targets if not own.critic or own.concept.keep])
+        keep = kept(model, [own for own in targets if not (critics and own.critic) or own.concept.keep])
         null = model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student, opt, choice = unlocked(
@@ -114,7 +114,7 @@ class HFI:
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse, beta=(self.alpha, self.beta),
         )  # fmt: skip
         bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
-        said = [p for own in targets for p in (*own.rejected, *own.accepted) if critics and self.steer]
+        said = [p for own in targets for p in (*own.rejected, *own.accepted) if critics]
         if said:
             p = model.encode(said)
             asked = state.keep("asked", trajectories(p))
