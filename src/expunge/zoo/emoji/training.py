@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -176,6 +177,11 @@ def cosine(step: int, steps: int, warmup: int = 100, flat: float = 0.0) -> float
 def half(device: torch.device) -> torch.autocast:
     """Return the context of a forward pass: bfloat16 on an accelerator, float32 on a CPU that would emulate it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+
+
+def mixed(device: str, bf16: bool) -> AbstractContextManager[Any]:
+    """Return the context of a forward pass that computes in bfloat16 if wanted, on whatever device."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext()
 
 
 def generator(seed: int, step: int) -> torch.Generator:

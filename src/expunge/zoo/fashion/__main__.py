@@ -177,13 +177,19 @@ def card(
 
 
 @app.command(name="all")
-def everything(world: World = FASHION.world, work: Work = None, source: From = None, device: Device = "auto") -> None:
+def everything(
+    world: World = FASHION.world,
+    work: Work = None,
+    source: From = None,
+    device: Device = "auto",
+    bf16: Half = False,
+) -> None:
     """Run every stage."""
     resolve(device)  # a device that is not here is told before the first stage
     data(world, work, source)
-    judges(world, work, device=device)
-    features(world, work, device=device)
-    ddpm(world, work, device=device)
+    judges(world, work, device=device, bf16=bf16)
+    features(world, work, device=device, bf16=bf16)
+    ddpm(world, work, device=device, bf16=bf16)
     card(world, work)
 
 

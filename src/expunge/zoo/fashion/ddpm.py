@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ...backbones.classcond import ClassModel, Labels, unfused
 from ...errors import ConceptError, NeedsError, nearest
-from ..emoji.training import Ema, cosine, loop
+from ..emoji.training import Ema, cosine, loop, mixed
 from .data import SIDE, Pictures
 from .world import Source
 
@@ -112,7 +111,7 @@ def train(
         i = index[torch.randint(len(index), (BATCH,), generator=rng)]
         x0, label = pictures.floats(i) * 2 - 1, pictures.labels[i]
         label = label.where(torch.rand(BATCH, generator=rng) >= DROP, len(source.classes))
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
+        with mixed(device, bf16):
             return lesson(unet, x0, label, alpha_bar, rng, torch.device(device))
 
     loop(

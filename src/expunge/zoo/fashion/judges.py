@@ -7,7 +7,6 @@ forget, where things are and how bright, then counts in distances.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from ...judges.classes import REAL, ClassJudge, load_judge, save_judge, save_real
 from ..emoji.judges import blur
-from ..emoji.training import Ema, Stateful, cosine, generator, loop
+from ..emoji.training import Ema, Stateful, cosine, generator, loop, mixed
 from .data import Pictures
 from .world import Source
 
@@ -104,7 +103,7 @@ def train(
     ema = Ema(judge, decay=0.998)
 
     def update(step: int, rng: torch.Generator) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16) if bf16 else nullcontext():
+        with mixed(device, bf16):
             return lesson(step, rng)
 
     def lesson(_: int, rng: torch.Generator) -> Tensor:
