@@ -12,10 +12,11 @@ Our reconstruction: the authors published no code. Known, in part from summaries
 on CLIP embeddings, the weighting by r_psi of the pictures that it scores highest, that objective, Beta(3, 3) and
 cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
-    || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2,    y = x_0 - steer sigma_t g(x_0) grad l(x_0) / rms(grad l(x_0))
+    || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2
+    y = x_0 - steer sigma_t g(x_0) grad l(x_0) / rms(grad l(x_0))
 
-for the prompts p of the study, z_t on their trajectories: the prediction with y in place of its clean one, x_0. l is the
-logit of r_psi, and the gate g is 0 where r_psi accepts (`kernel/critic.py`, which goes the way in three parts). A token
+for the prompts p of the study, z_t on their trajectories: the prediction with y in place of its clean one, x_0. l is
+the logit of r_psi; the gate g is 0 where it accepts (`kernel/critic.py`, which goes the way in three parts). A token
 says what the rejected pictures have in common with one another, not what parts them from the others: a look that a
 prompt's noise decides, such as a red ground, it misses. Where r_psi accepts the prediction the term holds it, so that
 prompts are kept that are named (`preserve`), and those that people accept where r_psi sees no pattern. With `split`
