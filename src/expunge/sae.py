@@ -112,7 +112,7 @@ def place(model: Model, given: str) -> Path | None:
 
 
 def find(model: Model, given: str) -> Dictionary:
-    """Return the autoencoders of a model: of the file given, or of the one beside its weights.
+    """Return the autoencoders of a model, where the model is: of the file given, or of the one beside its weights.
 
     Raises:
         NeedsError: no text encoders, no file, or one made for other text encoders.
@@ -130,6 +130,8 @@ def find(model: Model, given: str) -> Dictionary:
         raise NeedsError(
             f"the sparse autoencoder at {path} was trained on other text encoders than those of {model.name!r}. {how}"
         )
+    for sae in found.saes.values():
+        sae.to(model.device)
     return found
 
 

@@ -79,9 +79,13 @@ class GatedEdit:
 
     @property
     def factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Every layer's update by all K membranes: down (K, in, ...), up (out, K, ...)."""
+        """Every layer's update by all K membranes, on the CPU: down (K, in, ...), up (out, K, ...)."""
         pairs = {n: [m.factors[n] for m in self.membranes] for n in self.membranes[0].factors}
-        return {n: (torch.cat([d for d, _ in pair]), torch.cat([u for _, u in pair], 1)) for n, pair in pairs.items()}
+        # those that were read lie there, those just made lie with their model
+        return {
+            n: (torch.cat([d.cpu() for d, _ in pair]), torch.cat([u.cpu() for _, u in pair], 1))
+            for n, pair in pairs.items()
+        }
 
     def with_card(self, card: Card) -> GatedEdit:
         """Return the same edit with its card."""

@@ -103,7 +103,7 @@ def compress(edit: WeightEdit, model: Model, rank: int) -> tuple[LowRankEdit, fl
     live = parameters(model)
     factors, lost, total = {}, 0.0, 0.0
     for name, value in edit.values.items():
-        delta = value.float() - live[name].detach().float()
+        delta = value.to(live[name].device).float() - live[name].detach().float()
         total += delta.square().sum().item()
         if delta.ndim in (2, 4) and delta.any():
             factors[name] = factor(delta, rank)

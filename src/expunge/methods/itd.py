@@ -90,7 +90,7 @@ class ItD:
             ablation = Ablation(
                 sae.encoder.detach(), sae.bias.detach(), features, sae.decoder.detach()[features], sae.k,
                 found.layers[name], self.scale, 0.0, first,
-            )  # fmt: skip
+            ).to(model.device)  # fmt: skip
             strength = [strengths(look, ablation, prompts) for prompts in groups]
             # a prompt is changed where any encoder says so: each has its part of the false positives
             tau = torch.quantile(strength[-1], 1 - self.fpr / len(found.saes), interpolation="higher")
