@@ -16,11 +16,14 @@ FASHION = Path(__file__).parent / "zoo" / "fashion" / "weights"
 MODELS = {
     "emoji": "text to image, 64x64, shipped: emoji in eight drawing styles, no download",
     "fashion": "class to image, 32x32, shipped: ten kinds of clothing, no download",
+    "fashion-one-step": "the same in one step, shipped: a generator distilled from fashion, no download",
     "tiny": "an untrained pipeline of 0.1 M weights that loads in a moment: for trying commands out",
 }
 if not (FASHION / "model_index.json").is_file():
     # its weights are made by `python -m expunge.zoo.fashion all`
     del MODELS["fashion"]
+if not (FASHION / "one-step" / "card.json").is_file():
+    del MODELS["fashion-one-step"]
 FORMS = "Or: a diffusers folder, a hub id (owner/name), a single-file .safetensors checkpoint."
 
 
@@ -47,7 +50,7 @@ def protocols(incomplete: str) -> list[str]:
 
 def concepts(ctx: Context, incomplete: str) -> list[str]:
     """Return the names of the shipped world, unless another model is given."""
-    if ctx.params.get("model") == "fashion":
+    if ctx.params.get("model") in ("fashion", "fashion-one-step"):
         from .zoo.fashion.world import FASHION as source  # noqa: PLC0415 (a completion reads no more than it needs)
 
         return [n for n in source.classes if n.casefold().startswith(incomplete.casefold())]

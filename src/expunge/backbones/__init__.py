@@ -16,8 +16,9 @@ from ..concept import World
 from ..errors import BadModel, Unsupported, nearest
 from ..kernel.model import Model, OneStep
 from ..records import CARD, CHECKPOINT, Run
+from ..zoo.fashion.world import GENERATOR, ONE_STEP
 
-SHIPPED = ("emoji", "fashion", "tiny")
+SHIPPED = ("emoji", "fashion", ONE_STEP, "tiny")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 PICKLED = (
     "which can run any code when it is read. Convert it to .safetensors, or pass allow_pickle=True (--allow-pickle) if "
@@ -40,8 +41,9 @@ def load(
     """Load a model.
 
     Args:
-        name: "emoji" or "fashion" (shipped, no download), "tiny" (untrained, for trying things out), a diffusers
-            folder, a hub id, a single-file `.safetensors` checkpoint, or the run of a one-step generator.
+        name: "emoji", "fashion" or "fashion-one-step" (shipped, no download), "tiny" (untrained, for trying things
+            out), a diffusers folder, a hub id, a single-file `.safetensors` checkpoint, or the run of a one-step
+            generator.
         device: where to put it.
         dtype: of the weights.
         allow_pickle: read pickled checkpoints (`.ckpt`, `.bin`), which can run code on this machine.
@@ -57,6 +59,8 @@ def load(
         return emoji(device, dtype)
     if name == "fashion":
         return fashion(device, dtype)
+    if name == ONE_STEP:
+        return one_step(device, dtype)
     if name == "tiny":
         from . import tiny
 
@@ -341,6 +345,18 @@ def fashion(device: str | torch.device, dtype: torch.dtype) -> Model:
         pipe = pretrained(str(WEIGHTS), dtype, allow_pickle=False)
     unfused(pipe.unet)
     return adapt(pipe, "fashion", device, labels=WEIGHTS)
+
+
+def one_step(device: str | torch.device, dtype: torch.dtype) -> Model:
+    """Load the one-step generator of the shipped class-conditional world."""
+    if not (GENERATOR / CARD).is_file():
+        raise BadModel(
+            f"this installation holds no {ONE_STEP} weights. Reinstall expunge, or make them: "
+            "python -m expunge.zoo.fashion one-step"
+        )
+    model = generator(GENERATOR, device=device, dtype=dtype)
+    model.name = ONE_STEP
+    return model
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from ..errors import BadRun, SettingError, Unsupported, nearest
 from ..kernel.model import Model, digest
 from ..protocols import ClassProtocol, default
 from ..records import CARD, Run, Score
+from ..zoo.fashion.world import FASHION, GENERATOR, ONE_STEP
 from . import cells, methods
 from .cells import Progress, scores_of
 
@@ -170,7 +171,8 @@ def opened(name: str, generator: str, gold: Path | None, arms: Sequence[str], wo
 
     Args:
         name: the model that is sampled in steps, as `expunge.load` takes it.
-        generator: run of the one-step generator; "" for none.
+        generator: run of the one-step generator, or the shipped one's name; "" for the shipped one of a model that has
+            one, else none.
         gold: folder of runs of retrained models, a folder each.
         arms: what will run.
         work: folder of the cells.
@@ -196,6 +198,8 @@ def opened(name: str, generator: str, gold: Path | None, arms: Sequence[str], wo
         )
     rules = default(model.world)
     assert isinstance(rules, ClassProtocol)  # as every protocol of a world of labels
+    if name == FASHION.world and not generator and (GENERATOR / CARD).is_file():
+        generator = ONE_STEP
     wanting = [arm for arm in arms if not starts_in_steps(arm)]
     if wanting and not generator:
         raise SettingError(
@@ -212,12 +216,13 @@ def one_step(run: str, model: Model, device: str) -> Model:
     if found.one_step is None:
         raise SettingError(f"--generator {run} is sampled in steps, and no one-step generator. {way}")
     component = component_of(model, model.denoiser.module)
+    card = Run.open(GENERATOR if run == ONE_STEP else run).card
     if digest([(component, found.teacher.module)]) != model.hash:
         raise SettingError(
-            f"--generator {run} was distilled from {Run.open(run).card.model!r}, whose weights are not those of "
+            f"--generator {run} was distilled from {card.model!r}, whose weights are not those of "
             f"--model {model.name}, and the table compares the two. {way}"
         )
-    if forgot := [c["name"] for c in Run.open(run).card.concepts]:
+    if forgot := [c["name"] for c in card.concepts]:
         raise SettingError(f"--generator {run} has forgotten {forgot[0]!r} already: it is no base. {way}")
     return found
 

@@ -169,6 +169,7 @@ def run(
     progress: Callable[[str, int, int], None],
     known: Sequence[Row] = (),
     curved: Sequence[str] = (),
+    device: str = "cpu",
 ) -> list[Row]:
     """Run every cell that has no row, but for those that another process is at, and return all rows there are.
 
@@ -180,8 +181,9 @@ def run(
         progress: called with a cell, its number and the number of cells.
         known: rows of an earlier run; those of this model, these settings and so many pictures count.
         curved: looks whose curves are drawn as well.
+        device: where to load the model.
     """
-    bench, grid = Bench(load("emoji"), work, count, settings), cells(looks, curved)
+    bench, grid = Bench(load("emoji", device=device), work, count, settings), cells(looks, curved)
     for row in known:
         if row.get("bench") == bench.home.name and not (path := bench.row(cell_of(row))).is_file():
             write_json(path, row)

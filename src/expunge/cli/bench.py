@@ -111,7 +111,8 @@ def classes(
     model: Annotated[
         str, typer.Option(help="Class-conditional model that is sampled in steps: fashion, or a recipe's folder.")
     ] = "fashion",
-    generator: Annotated[str, typer.Option(help="Run of `expunge distill MODEL`: what sfd starts from.")] = "",
+    generator: Annotated[str, typer.Option(help="What sfd starts from: run of `expunge distill MODEL`; default: fashion's shipped one.")
+    ] = "",
     gold: Annotated[Path | None, typer.Option(help="Folder of the runs of retrained models.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs/classes"),
     known: Known = None,
@@ -286,6 +287,7 @@ def hfi(
         Path, typer.Option(help="JSON file of the rows: read, and written again with what is added.")
     ] = Path("bench-runs/hfi.json"),
     table: Annotated[Path | None, typer.Option(help="Markdown file to write.")] = None,
+    device: Device = "auto",
 ) -> None:
     """HFI on looks that no prompt names, rated by simulated raters, against SDD with the best words."""
     from .. import flags, terminal
@@ -301,9 +303,10 @@ def hfi(
         raise SettingError(f"{unknown[0]!r} is no look. Looks: {', '.join(LOOKS)}.{nearest(unknown[0], LOOKS)}")
     given = flags.parse(settings or ())
     built = flags.build(HFI, given)
+    target = resolve(device)
     known = grid.recalled(out)
     with terminal.bars() as tick:
-        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick, known, curved)
+        rows = grid.run(chosen, work, pictures, {k: getattr(built, k) for k in given}, tick, known, curved, target)
     grid.kept(out, rows, known)
     typer.echo(text := hfi_table.table(rows))
     if table:

@@ -196,7 +196,7 @@ def _known_world(model: str) -> World | None:
     # without the shipped weights `load` says so, which is the better message
     if model == "emoji" and (emoji.WEIGHTS / "model_index.json").is_file():
         return emoji.world()
-    if model == "fashion" and (fashion.WEIGHTS / "model_index.json").is_file():
+    if model in ("fashion", fashion.ONE_STEP) and (fashion.WEIGHTS / "model_index.json").is_file():
         return World("fashion", fashion.FASHION.classes, (), {}, ("{c}",), (), labels=True)
     return None
 

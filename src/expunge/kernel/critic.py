@@ -66,6 +66,10 @@ def led_away(
     gates: dict[int, Tensor] = {}
     for _ in range(LOOKS):
         for k, critic in enumerate(critics):
-            gate, slope = critic.judged(y)
-            y = y - strength * sigma / LOOKS * gates.setdefault(k, gate).view(-1, *(1,) * (y.ndim - 1)) * slope
+            # what a critic's gate holds stays, however often it is looked at
+            rows = gates[k].nonzero()[:, 0] if k in gates else torch.arange(len(y), device=y.device)
+            if len(rows):
+                gate, slope = critic.judged(y[rows])
+                gate = gates.setdefault(k, gate)[rows].view(-1, *(1,) * (y.ndim - 1))
+                y = y.index_add(0, rows, (strength * sigma[rows] / LOOKS * gate * slope).to(y), alpha=-1)
     return native(denoiser.kind, y, (x_t - alpha * y) / sigma, alpha, sigma)

@@ -71,6 +71,7 @@ class HFI:
     inversion: Annotated[int, Ge(0), Le(100_000), "updates that invert pictures into the soft token"] = 300
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
+    token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside the steering one; 1 for the paper's"] = 1.0
     steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 1.0
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
@@ -98,9 +99,8 @@ class HFI:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the averaged weights as the edit."""
         c, a = conditions(model, targets)
-        critics = [own.critic for own in targets if own.critic and self.steer]
-        # what people accept is held on its own trajectories, by the critic's gate
-        keep = kept(model, [own for own in targets if not (critics and own.critic) or own.concept.keep])
+        led = [own for own in targets if own.critic and self.steer]
+        keep = kept(model, targets)
         null = model.encode("")
         e, e_theta = model.denoiser.teacher, model.denoiser
         student, opt, choice = unlocked(
@@ -115,20 +115,24 @@ class HFI:
             Bank, e_theta, average, null=null, state=state, batch=self.batch, rollouts=self.rollouts,
             steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse, beta=(self.alpha, self.beta),
         )  # fmt: skip
-        bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
-        said = [p for own in targets for p in (*own.rejected, *own.accepted) if critics]
-        if said:
-            p = model.encode(said)
-            asked = state.keep("asked", trajectories(p))
+        sides = [p for own in led for p in own.rejected], [p for own in led for p in own.accepted]
+        weight = self.token if any(sides) else 1.0
+        if weight:
+            bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
+        if any(sides):
+            p = model.encode([*sides[0], *sides[1]])
+            asked = state.keep("asked", trajectories(p, sizes=[len(side) for side in sides if side]))
         for i in state.steps(self.steps):
-            x_t, t, k = bank.draw()
-            target = phased(e_theta, x_t, t, c[k], e_theta.under(student.weights, x_t, t, a[k]), self.split)
-            terms = {"distil": mse(e_theta(x_t, t, c[k]), target)}
-            if said:
-                z_t, s, j = asked.draw()
-                e_p, late = e(z_t, s, p[j]), is_late(e_theta, s, self.split)
-                away = led_away(e_theta, critics, z_t, s, e_p, self.steer)
-                terms["steer"] = mse(e_theta(z_t, s, p[j]), gated(late, away, e_p))
+            terms = {}
+            if weight:
+                x_t, t, k = bank.draw()
+                target = phased(e_theta, x_t, t, c[k], e_theta.under(student.weights, x_t, t, a[k]), self.split)
+                terms["distil"] = weight * mse(e_theta(x_t, t, c[k]), target)
+            if any(sides):
+                x_t, t, j = asked.draw()
+                e_p, late = e(x_t, t, p[j]), is_late(e_theta, t, self.split)
+                away = led_away(e_theta, [own.critic for own in led if own.critic], x_t, t, e_p, self.steer)
+                terms["steer"] = mse(e_theta(x_t, t, p[j]), gated(late, away, e_p))
             if self.anchor:
                 terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:

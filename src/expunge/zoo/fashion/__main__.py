@@ -1,4 +1,4 @@
-"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,judges,features,ddpm,guide,card,gold,all}`.
+"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,judges,features,ddpm,guide,card,one-step,gold,all}`.
 
 Every stage resumes after a kill. Stages read and write one work folder; `guide` compares guidance scales; `card`
 measures and, for the shipped world, copies the result into the package. With `--world cifar10 --source FOLDER` the same
@@ -34,7 +34,7 @@ Half = Annotated[
 ]
 From = Annotated[Path | None, typer.Option(help="Folder of the published files; default: where Debian puts them.")]
 
-DDPM, JUDGE, FEATURES = 15_000, 9000, 4000  # updates
+DDPM, JUDGE, FEATURES, ONE_STEP = 15_000, 9000, 4000, 1000  # updates
 GUIDANCE = 2.0
 SCALES = "1,1.5,1.75,2,2.5"
 
@@ -176,6 +176,24 @@ def card(
         ship(done, anyway=anyway)
 
 
+@app.command(name="one-step")
+def one_step(
+    world: World = FASHION.world,
+    work: Work = None,
+    steps: Steps = ONE_STEP,
+    device: Device = "auto",
+) -> None:
+    """Distil the model into a generator that draws in one step; of the shipped world, put it into the package."""
+    from .onestep import measure, ship, train
+
+    target = resolve(device)
+    of, folder = place(world, work)
+    run = train(folder, of, steps, target)
+    figures = measure(folder, of, run, target)
+    if of is FASHION:
+        ship(run, figures)
+
+
 @app.command(name="all")
 def everything(
     world: World = FASHION.world,
@@ -191,6 +209,7 @@ def everything(
     features(world, work, device=device, bf16=bf16)
     ddpm(world, work, device=device, bf16=bf16)
     card(world, work)
+    one_step(world, work, device=device)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+# the shipped model's one-step generator: the name it is loaded by, and its run
+ONE_STEP, GENERATOR = "fashion-one-step", WEIGHTS / "one-step"
 
 
 @dataclass(frozen=True)
