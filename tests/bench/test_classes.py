@@ -257,7 +257,7 @@ def test_arms_train_what_reads_the_class_unless_told_otherwise() -> None:
         "conditioning", "conditioning", "all", "conditioning", "all",
     ]  # fmt: skip
     assert built("ssd group=text-readers").group == "text-readers"
-    assert [arm for arm in ARMS if not starts_in_steps(arm)] == ["sfd"]
+    assert [arm for arm in ARMS if not starts_in_steps(arm)] == [arm for arm in ARMS if arm.startswith("sfd")]
     assert classes.arms([], None) == list(ARMS)
     assert classes.arms(["ssd"], Path()) == ["ssd", RETRAIN]
     assert classes.arms([RETRAIN], Path()) == [RETRAIN]

@@ -153,21 +153,24 @@ def test_another_model_and_other_settings_are_not_taken_for_these(tmp_path: Path
         hfi.Bench(model, tmp_path, 16, {}),  # type: ignore[arg-type]
         hfi.Bench(model, tmp_path, 8, {"steer": 2.0}),  # type: ignore[arg-type]
     ]
-    assert len({bench.home for bench in benches}) == len(benches)
-    assert benches[0].home == hfi.Bench(Unloaded(), tmp_path, 8, {"steer": 1.0}).home  # type: ignore[arg-type]
+    ours, words = Cell("red", "hfi"), Cell("red", "words")
+    assert len({bench.home(ours) for bench in benches}) == len(benches)
+    assert benches[0].home(ours) == hfi.Bench(Unloaded(), tmp_path, 8, {"steer": 1.0}).home(ours)  # type: ignore[arg-type]
+    # words are erased by SDD, to which a setting of HFI alone is nothing
+    assert benches[0].home(words) == benches[3].home(words) != benches[2].home(words)
 
 
 def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
-    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home  # type: ignore[arg-type]
-    home.mkdir()
+    monkeypatch.setattr(hfi, "load", lambda *_, **__: Unloaded())
+    bench = hfi.Bench(Unloaded(), tmp_path, 8, {})  # type: ignore[arg-type]
     found = hfi.cells(["red"], ["red"])
     for cell in found:
         more = {"words": ["pizza", "mono"]} if cell.method == "words" else {}
         more |= {"refused": "too few"} if cell.ratings == 25 else {}
-        (home / f"{cell.name}.json").write_text(json.dumps(row(cell, **more)))
+        bench.home(cell).mkdir(exist_ok=True)
+        bench.row(cell).write_text(json.dumps(row(cell, **more)))
 
     def progress(*_: Any) -> None:
         raise AssertionError("a finished cell was run")
@@ -194,13 +197,13 @@ def test_finished_cells_are_not_run_again_and_the_table_says_who_rated(
 def test_rows_of_elsewhere_are_taken_over_where_they_are_of_this_bench(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
-    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home.name  # type: ignore[arg-type]
+    monkeypatch.setattr(hfi, "load", lambda *_, **__: Unloaded())
+    bench = hfi.Bench(Unloaded(), tmp_path, 8, {})  # type: ignore[arg-type]
     made: list[Cell] = []
-    monkeypatch.setattr(hfi, "measure", lambda bench, cell: made.append(cell) or row(cell, bench=bench.home.name))
+    monkeypatch.setattr(hfi, "measure", lambda bench, cell: made.append(cell) or row(cell, bench=bench.home(cell).name))
     grid, out = hfi.cells(["red"]), tmp_path / "rows.json"
     stranger = row(grid[1], bench="of other settings")
-    hfi.kept(out, [row(grid[0], bench=home, rate=0.01)], [stranger])
+    hfi.kept(out, [row(grid[0], bench=bench.home(grid[0]).name, rate=0.01)], [stranger])
     rows = hfi.run(["red"], tmp_path, 8, {}, lambda *_: None, hfi.recalled(out))
     # the soft token of a cell that was found elsewhere is not here, so nothing is drawn with it
     assert made == [c for c in grid[1:] if c.method != "negative"]
@@ -216,19 +219,19 @@ def test_rows_of_elsewhere_are_taken_over_where_they_are_of_this_bench(
 def test_the_negative_prompt_waits_for_its_token_and_a_taken_cell_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hfi, "load", lambda _: Unloaded())
-    home = hfi.Bench(Unloaded(), tmp_path, 8, {}).home  # type: ignore[arg-type]
+    monkeypatch.setattr(hfi, "load", lambda *_, **__: Unloaded())
+    bench = hfi.Bench(Unloaded(), tmp_path, 8, {})  # type: ignore[arg-type]
     made: list[Cell] = []
 
     def measure(_: hfi.Bench, cell: Cell) -> dict[str, Any]:
         made.append(cell)
-        (home / cell.name).mkdir(parents=True)
-        (home / cell.name / "token.safetensors").touch()
+        (bench.home(cell) / cell.name).mkdir(parents=True)
+        (bench.home(cell) / cell.name / "token.safetensors").touch()
         return row(cell)
 
     monkeypatch.setattr(hfi, "measure", measure)
     words = Cell("red", "words")
-    with cells.claimed(home / words.name):
+    with cells.claimed(bench.home(words) / words.name):
         rows = hfi.run(["red"], tmp_path, 8, {}, lambda *_: None)
     assert words not in made
     assert made[-1] == Cell("red", "negative")

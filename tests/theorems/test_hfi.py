@@ -71,7 +71,7 @@ def test_prompts_are_led_away_where_the_critic_rejects_them_and_nowhere_else(kin
         judge, way = critic(model, "dog", "cat")
         target = replace(BOMB.resolve(), rejected=("cat",), accepted=("dog",), critic=judge)
         before, null = {p: mean(model, p) for p in ("cat", "dog")}, mean(model, "")
-        edit, _ = fitted(model, target, HFI(steer=steer, steps=300, **TRAIN))
+        edit, _ = fitted(model, target, HFI(steer=steer, token=1.0, steps=300, **TRAIN))
         with edit.on(model):
             torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
             moved[steer] = {p: mean(model, p) - before[p] for p in before}
@@ -80,6 +80,30 @@ def test_prompts_are_led_away_where_the_critic_rejects_them_and_nowhere_else(kin
     assert cat.norm() > 0.05
     assert torch.cosine_similarity(cat, -way, dim=0) > 0.99
     assert dog.norm() < CONVERGED
+
+
+def test_beside_steering_the_token_counts_as_much_as_is_asked() -> None:
+    """By default not at all: with the token's own term its prompt becomes the empty one, without it stays."""
+    moved = {}
+    for token in (0.0, 1.0):
+        model = toy.model("eps")
+        target = replace(BOMB.resolve(), rejected=("cat",), accepted=("dog",), critic=critic(model, "dog", "cat")[0])
+        before = mean(model, "bomb")
+        edit, state = fitted(model, target, HFI(token=token, steer=0.1, steps=300, **TRAIN))
+        assert ("bank" in state.objects) == bool(token)
+        with edit.on(model):
+            moved[token] = (mean(model, "bomb") - before).norm()
+    assert HFI().token == 0
+    assert moved[0.0] < CONVERGED < moved[1.0]
+
+
+def test_rejected_and_accepted_prompts_take_turns() -> None:
+    model = toy.model("eps")
+    target = replace(
+        BOMB.resolve(), rejected=("cat",), accepted=("dog", "snow", "tree"), critic=critic(model, "dog", "cat")[0]
+    )
+    _, state = fitted(model, target, HFI(steps=1, **TRAIN))
+    assert state.objects["asked"].sizes.tolist() == [1, 3]
 
 
 def test_without_a_critic_nothing_is_led_away() -> None:
@@ -124,7 +148,7 @@ def test_latents_are_drawn_from_the_middle_of_their_trajectories() -> None:
 def test_the_method_asks_for_its_settings_distribution() -> None:
     model = toy.model("eps")
     target = replace(BOMB.resolve(), rejected=("cat",), critic=critic(model, "dog", "cat")[0])
-    _, state = fitted(model, target, HFI(alpha=2.0, beta=5.0, steps=1, **TRAIN))
+    _, state = fitted(model, target, HFI(alpha=2.0, beta=5.0, token=1.0, steps=1, **TRAIN))
     banks: list[Any] = [state.objects["bank"], state.objects["asked"]]
     assert [bank.beta for bank in banks] == [(2.0, 5.0)] * 2
 

@@ -77,6 +77,11 @@ class Cell:
         return f"{self.look}-{self.method}-{self.ratings}-{100 * self.noise:.0f}"
 
 
+def short(text: str) -> str:
+    """Return a name for a text, of twelve letters."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def cells(looks: Sequence[str], curved: Sequence[str] = ()) -> list[Cell]:
     """Return the grid: the comparison on every look, then the curves of some."""
     found = [Cell(look, method) for look in looks for method in ("hfi", "words", NEGATIVE)]
@@ -91,7 +96,7 @@ class Bench:
 
     Attributes:
         model: the base.
-        work: folder of all benches; this one's is `home`.
+        work: folder of all benches.
         count: pictures that a cell is measured on.
         settings: of HFI, and of SDD where it has them, in place of the defaults.
     """
@@ -118,14 +123,21 @@ class Bench:
         return SDD(**{k: v for k, v in self.settings.items() if k in known})
 
     @property
-    def home(self) -> Path:
-        """Folder of the cells, and of the pictures that they share."""
-        whole = f"{self.model.hash} {self.hfi} {self.sdd} {self.count}"
-        return self.work / hashlib.sha256(whole.encode()).hexdigest()[:12]
+    def shared(self) -> Path:
+        """Folder of the pictures that all cells share."""
+        return self.work / short(f"{self.model.hash} {self.count}")
+
+    def method(self, cell: Cell) -> HFI | SDD:
+        """What a cell erases by; other settings of the other method do not concern it."""
+        return self.sdd if cell.method == "words" else self.hfi
+
+    def home(self, cell: Cell) -> Path:
+        """Folder of a cell's folder and row, by the model, its method's settings and the number of pictures."""
+        return self.work / short(f"{self.model.hash} {self.method(cell)} {self.count}")
 
     def row(self, cell: Cell) -> Path:
         """File of a cell's row."""
-        return self.home / f"{cell.name}.json"
+        return self.home(cell) / f"{cell.name}.json"
 
     @property
     def world(self) -> World:
@@ -185,7 +197,8 @@ def run(
     """
     bench, grid = Bench(load("emoji", device=device), work, count, settings), cells(looks, curved)
     for row in known:
-        if row.get("bench") == bench.home.name and not (path := bench.row(cell_of(row))).is_file():
+        cell = cell_of(row)
+        if row.get("bench") == bench.home(cell).name and not (path := bench.row(cell)).is_file():
             write_json(path, row)
 
     def whole(cell: Cell) -> bool:
@@ -195,13 +208,13 @@ def run(
         todo = [c for c in part if not whole(c)]
         if todo:
             shared.share(
-                todo, progress, name=lambda c: c.name, folder=lambda c: bench.home / c.name, whole=whole,
+                todo, progress, name=lambda c: c.name, folder=lambda c: bench.home(c) / c.name, whole=whole,
                 make=lambda c: write_json(bench.row(c), measure(bench, c)),
             )  # fmt: skip
 
     share([c for c in grid if c.method != NEGATIVE])
     # these draw with the token of a cell that another process may still be at
-    share([c for c in grid if c.method == NEGATIVE and (bench.home / donor(c).name / TOKEN).is_file()])
+    share([c for c in grid if c.method == NEGATIVE and (bench.home(c) / donor(c).name / TOKEN).is_file()])
     return [json.loads(bench.row(c).read_text()) for c in grid if whole(c)]
 
 
@@ -237,14 +250,16 @@ def donor(cell: Cell) -> Cell:
 
 def measure(bench: Bench, cell: Cell) -> Row:
     """Simulate the raters, erase, and measure what is left of the look, and of everything else."""
-    seen, prompts = bench.pictures(bench.model, STUDY, RATINGS, bench.home / "study-pictures")
+    seen, prompts = bench.pictures(bench.model, STUDY, RATINGS, bench.shared / "study-pictures")
     look = LOOKS[cell.look].measure
     bar = float(np.quantile(look(seen).numpy(), 1 - REJECTED))
     marks = answers((look(seen) > bar).numpy(), cell)[: cell.ratings]
-    row: Row = {**asdict(cell), "bar": bar, "base_hash": bench.model.hash, "settings": dict(bench.settings)}
-    row["bench"] = bench.home.name
+    known = {f.name for f in fields(bench.method(cell))}
+    given = {k: v for k, v in bench.settings.items() if k in known}
+    row: Row = {**asdict(cell), "bar": bar, "base_hash": bench.model.hash, "settings": given}
+    row["bench"] = bench.home(cell).name
     row["raters"] = "simulated"
-    base, test = bench.pictures(bench.model, TEST, bench.count, bench.home / "test-pictures")
+    base, test = bench.pictures(bench.model, TEST, bench.count, bench.shared / "test-pictures")
     try:
         after, more = edited(bench, cell, seen[: cell.ratings], prompts[: cell.ratings], marks)
     except (BadStudy, ConceptError) as error:  # too few ratings; without its token there is no negative prompt
@@ -268,9 +283,9 @@ def measure(bench: Bench, cell: Cell) -> Row:
 
 def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], marks: Mask) -> tuple[Tensor, Row]:
     """Return the test pictures after the cell's method, and what it says of itself."""
-    folder = bench.home / cell.name
+    folder = bench.home(cell) / cell.name
     if cell.method == NEGATIVE:
-        with readable(bench.model, str(bench.home / donor(cell).name / TOKEN)) as token:
+        with readable(bench.model, str(bench.home(cell) / donor(cell).name / TOKEN)) as token:
             after, _ = bench.pictures(Negated(bench.model, token), TEST, bench.count, None)
         return after, {"token": str(token)}
     if cell.method == "words":
@@ -282,7 +297,7 @@ def edited(bench: Bench, cell: Cell, images: Tensor, prompts: Sequence[str], mar
         least = enough("sdd", asdict(bench.sdd), len(words))
         method: Any = replace(bench.sdd, steps=max(bench.sdd.steps, least))
     else:
-        study = bench.home / f"{cell.name}-study"
+        study = bench.home(cell) / f"{cell.name}-study"
         rated(study, images, prompts, marks)
         concepts, more, method = Concept("look", images=study), {}, bench.hfi
     edit: Edit = erase(bench.model, concepts, method, seed=0, out=folder, resume=True)

@@ -111,7 +111,8 @@ def classes(
     model: Annotated[
         str, typer.Option(help="Class-conditional model that is sampled in steps: fashion, or a recipe's folder.")
     ] = "fashion",
-    generator: Annotated[str, typer.Option(help="What sfd starts from: run of `expunge distill MODEL`; default: fashion's shipped one.")
+    generator: Annotated[
+        str, typer.Option(help="What sfd starts from: run of `expunge distill MODEL`; default: fashion's shipped one.")
     ] = "",
     gold: Annotated[Path | None, typer.Option(help="Folder of the runs of retrained models.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of the cells' runs.")] = Path("bench-runs/classes"),

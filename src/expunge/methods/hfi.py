@@ -15,11 +15,12 @@ cross-attention. All else is ours: our r_psi (reward.py), that the pictures whic
     || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2
     y = x_0 - steer sigma_t g(x_0) grad l(x_0) / rms(grad l(x_0))
 
-for the prompts p of the study, z_t on their trajectories: the prediction with y in place of its clean one, x_0. l is
-the logit of r_psi; the gate g is 0 where it accepts (`kernel/critic.py`, which goes the way in three parts). A token
-says what the rejected pictures have in common with one another, not what parts them from the others: a look that a
-prompt's noise decides, such as a red ground, it misses. Where r_psi accepts the prediction the term holds it, so that
-prompts are kept that are named (`preserve`), and those that people accept where r_psi sees no pattern. With `split`
+for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
+place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts (`kernel/critic.py`, which goes
+the way in three parts). A token says what the rejected pictures have in common with one another, not what parts them
+from the others: a look that a prompt's noise decides, such as a red ground, it misses. Beside this term the token's own
+counts `token`, nothing by default: at 1 it undoes most of what steering does (docs/dev/log.md). Without ratings, or
+where r_psi sees no pattern, it is all there is. Accepted prompts are kept like named ones (`preserve`). With `split`
 below 1 both terms hold the original's prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest`
 trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
@@ -71,7 +72,7 @@ class HFI:
     inversion: Annotated[int, Ge(0), Le(100_000), "updates that invert pictures into the soft token"] = 300
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
-    token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside the steering one; 1 for the paper's"] = 1.0
+    token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
     steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 1.0
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0

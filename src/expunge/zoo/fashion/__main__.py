@@ -1,8 +1,9 @@
-"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion {data,judges,features,ddpm,guide,card,one-step,gold,all}`.
+"""The recipe of the `fashion` world: `python -m expunge.zoo.fashion STAGE`.
 
-Every stage resumes after a kill. Stages read and write one work folder; `guide` compares guidance scales; `card`
-measures and, for the shipped world, copies the result into the package. With `--world cifar10 --source FOLDER` the same
-stages make a model of CIFAR-10 in `WORK/pipeline`, which `expunge` takes as MODEL.
+STAGE is data, judges, features, ddpm, guide, card, one-step, gold or all. Every one resumes after a kill. Stages read
+and write one work folder; `guide` compares guidance scales; `card` measures and, for the shipped world, copies the
+result into the package. With `--world cifar10 --source FOLDER` the same stages make a model of CIFAR-10 in
+`WORK/pipeline`, which `expunge` takes as MODEL.
 """
 
 from __future__ import annotations
