@@ -25,6 +25,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(onestep, "GENERATOR", tmp_path / "package" / "one-step")
     monkeypatch.setattr(onestep, "RECIPE", replace(onestep.RECIPE, batch=2, probe=0))
     monkeypatch.setattr(onestep, "COUNT", 20)
+    # the package's own generator counts as well where this one is not in its place
+    monkeypatch.setattr(onestep, "LARGEST", 2 * onestep.LARGEST)
     return tmp_path / "package" / "one-step"
 
 
