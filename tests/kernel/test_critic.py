@@ -77,3 +77,21 @@ def test_critics_take_turns() -> None:
     both, one = (led_away(model.denoiser, chosen, x_t, t, e, strength=1.0) for chosen in (pull, pull[:1]))
     torch.testing.assert_close(both, e, **ROUNDING)
     assert (one - e).abs().max() > 0.1
+
+
+def test_what_the_gate_holds_is_looked_at_once_and_left_where_it_was() -> None:
+    model, x_t, t, e, x0 = case("eps")
+    seen: list[int] = []
+
+    def logit(y: Tensor) -> Tensor:
+        seen.append(len(y))
+        # of four samples the critic rejects the first and the third, and nothing that it has led away
+        bad = torch.tensor([9.0, -9.0, 9.0, -9.0]) if len(y) == 4 else torch.full((len(y),), -9.0)
+        return bad + 1e-3 * y.mean((1, 2, 3))
+
+    target = led_away(model.denoiser, [Critic(logit, 0.1, 0.9)], x_t, t, e, strength=1.0)
+    assert seen == [4, 2, 2]
+    _, sigma = model.denoiser.path.levels(t, x_t)
+    y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
+    moved = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(-1, 1, 1, 1)
+    torch.testing.assert_close(y, x0 - sigma * moved, **ROUNDING)
