@@ -87,6 +87,12 @@ def test_the_method_of_a_few_pictures_is_drawn_a_few(model: Any, tmp_path: Path)
     assert not cells.finished(tmp_path / "1", FewShot(steps=1), model.hash)
 
 
+def test_one_value_alone_has_no_ends() -> None:
+    assert cells.told(cells.interval([[0.5]])) == "0.500"
+    assert cells.told(cells.interval([[0.5], [0.5]])) == "0.500 [0.500, 0.500]"
+    assert cells.told(cells.interval([])) == "-"
+
+
 def test_refusals_are_kept_and_told_once_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise NeedsError("no pictures")

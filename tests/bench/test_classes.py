@@ -313,6 +313,10 @@ def test_the_gold_standard_is_held_against_the_best_other_arm() -> None:
     assert told["| UA"].endswith("| b 0.980 | within its interval |")
     assert told["| FID / base"] == "| FID / base | 1.000 [1.000, 1.000] | b 1.050 | at the top |"
     assert told["| entropy"].endswith("| b 0.300 | beaten |")
+    # what the gold standard does not lead ranks nothing
+    said = standing({"a": worse, "b": best, RETRAIN: gold}, RULES)
+    assert said[-1].endswith("No ranks by entropy.")
+    assert standing({"b": gold, RETRAIN: gold}, RULES)[-1].startswith("| probability")
     # one class has no interval over classes, and none is no check
     assert ALONE in standing({"b": best, RETRAIN: {"Bag": gold["Bag"]}}, RULES)[2]
     assert standing({"b": best, RETRAIN: {}}, RULES)[0].startswith("The gold standard was not checked")

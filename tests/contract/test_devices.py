@@ -162,7 +162,7 @@ def test_a_study_is_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert critic
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
         t = torch.full((2,), 500, device=device)
-        return edit, led_away(model.denoiser, [critic], x, t, model.denoiser(x, t, model.encode("snow")), 1.0).cpu()
+        return edit, led_away(model.denoiser, [critic], x, t, model.encode("snow").batch(len(x)), 1.0).cpu()
 
     (here, clean), (there, other) = here_and_there(led)
     same(here, there, 1e-3)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from expunge.backbones import toy
 from expunge.errors import SettingError
-from expunge.kernel.bank import Bank
+from expunge.kernel.bank import Aimed, Bank
+from expunge.kernel.condition import Condition
 from expunge.kernel.path import KINDS, Kind
 from expunge.kernel.state import State
 
@@ -119,3 +121,33 @@ def test_resumed_bank_draws_what_the_undisturbed_one_would() -> None:
         got = resumed.draw()
         assert torch.equal(want.x_t, got.x_t)
         assert torch.equal(want.t, got.t)
+
+
+def test_a_target_is_found_once_however_often_its_latent_is_drawn() -> None:
+    """And it is that latent's own: its time's and its prompt's too. It survives a pause, and ends with its rollout."""
+    model, asked = toy.model("eps"), list[int]()
+
+    def aim(x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+        asked.append(len(t))
+        return x_t + t.view(-1, 1, 1, 1) + 10_000 * c.tokens[:, 0, 1].view(-1, 1, 1, 1)
+
+    def source(state: State) -> Aimed:
+        c, null = model.encode(("red", "green")), model.encode("")
+        return Aimed(
+            model.denoiser, model.denoiser.teacher, c, null, state,
+            batch=8, rollouts=2, steps=4, guidance=1.0, reuse=4, aim=aim,
+        )  # fmt: skip
+
+    one, greens = source(State(0)), 0
+    for i in range(8):
+        if i == 2:
+            kept = one.state_dict()
+            one = source(State(0))
+            one.load_state_dict(kept)
+        if i == 4:
+            assert sum(asked) == 8  # two trajectories of four latents, each drawn four times
+        (x_t, t, k), target = one.aimed()
+        greens += int(k.sum())
+        torch.testing.assert_close(target, x_t + (t + 10_000 * k).view(-1, 1, 1, 1))
+    assert 0 < greens < 64
+    assert sum(asked) == 16

@@ -210,8 +210,9 @@ def interval(groups: Sequence[Sequence[float]]) -> Interval:
 
 
 def told(x: Interval) -> str:
-    """Return an interval as the tables have it, "-" where there is no value."""
-    return "-" if math.isnan(x[0]) else f"{x[0]:.3f} [{x[1]:.3f}, {x[2]:.3f}]"
+    """Return an interval as the tables have it: "-" where there is no value, no ends where one value stands alone."""
+    ends = f" [{x[1]:.3f}, {x[2]:.3f}]" if math.isfinite(x[1]) else ""
+    return "-" if math.isnan(x[0]) else f"{x[0]:.3f}{ends}"
 
 
 def refusals(cells: Iterable[tuple[str, str, Path]]) -> list[str]:

@@ -161,6 +161,7 @@ def standing(found: Found, rules: ClassProtocol) -> list[str]:
             "docs/howto/classes.md makes them)."
         ]
     lines = ["| metric | retrain | best other | the gold standard is |", "|---" * 4 + "|"]
+    beaten = []
     for metric, (words, of) in compared(rules).items():
         sign = 1 if rules.metrics[metric][1] == "higher" else -1
         best: tuple[float, str, Interval, bool] | None = None
@@ -177,7 +178,11 @@ def standing(found: Found, rules: ClassProtocol) -> list[str]:
             continue
         lead, other, ours, inside = best
         where = "at the top" if lead <= 0 else "within its interval" if inside else "beaten"
+        beaten += [words] if where == "beaten" else []
         lines.append(f"| {words} | {told(ours)} | {other} | {where} |")
+    if beaten:
+        no = ", ".join(beaten)
+        lines += ["", f"Where a method can beat never having seen the class, more is not better. No ranks by {no}."]
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -81,11 +81,18 @@ class Bank:
 
     def draw(self) -> Drawn:
         """Return the next batch, rolling out again when what is left of the last rollout would not fill it."""
+        return self.held(self.next())
+
+    def next(self) -> Tensor:
+        """Return the places of the next batch, (b,), after a rollout where one is due."""
         if len(self.order) < self.batch:
             self.refresh()
         index, self.order = self.order[: self.batch], self.order[self.batch :]
-        index = index.to(self.data["x"].device)
-        return Drawn(self.data["x"][index], self.data["t"][index], self.data["k"][index])
+        return index.to(self.data["x"].device)
+
+    def held(self, index: Tensor) -> Drawn:
+        """Return what lies in some places (b,)."""
+        return Drawn(*(self.data[name][index] for name in ("x", "t", "k")))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -140,5 +147,34 @@ class Bank:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved bank."""
-        self.data = {k: state[k].to(self.c.tokens.device) for k in ("x", "t", "k") if k in state}
+        self.data = {k: v.to(self.c.tokens.device) for k, v in state.items() if k not in ("order", "turns")}
         self.order, self.turns = state["order"], state["turns"]
+
+
+class Aimed(Bank):
+    """A bank whose latents have targets that cost more than they do: found once, however often a latent is drawn.
+
+    Args:
+        aim: latents (b, ...), times (b,) and conditions (b) -> targets, shape of the latents.
+        args, kwargs: see `Bank`.
+    """
+
+    def __init__(self, *args: Any, aim: Callable[[Tensor, Tensor, Condition], Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.aim = aim
+
+    def aimed(self) -> tuple[Drawn, Tensor]:
+        """Return the next batch, and its targets."""
+        index = self.next()
+        new = index[~self.data["known"][index]].unique()
+        if len(new):
+            x_t, t, k = self.held(new)
+            self.data["target"][new] = self.aim(x_t, t, self.c[k])
+            self.data["known"][new] = True
+        return self.held(index), self.data["target"][index]
+
+    def refresh(self) -> None:
+        """Roll out afresh."""
+        super().refresh()
+        x = self.data["x"]
+        self.data |= {"target": torch.zeros_like(x), "known": torch.zeros(len(x), dtype=torch.bool, device=x.device)}

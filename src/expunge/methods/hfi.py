@@ -13,11 +13,11 @@ on CLIP embeddings, the weighting by r_psi of the pictures that it scores highes
 cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
     || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2
-    y = x_0 - steer sigma_t g(x_0) grad l(x_0) / rms(grad l(x_0))
+    y = x_0 - steer sigma_t g(x_0) C grad l(x_0) / rms(C grad l(x_0))
 
 for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
-place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts (`kernel/critic.py`, which goes
-the way in three parts). A token says what the rejected pictures have in common with one another, not what parts them
+place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts; C is the covariance of what the
+picture may still become, from the network itself (`kernel/critic.py`, which goes the way in three parts). A token says what the rejected pictures have in common with one another, not what parts them
 from the others: a look that a prompt's noise decides, such as a red ground, it misses. Beside this term the token's own
 counts `token`, nothing by default: at 1 it undoes most of what steering does (docs/dev/log.md). Without ratings, or
 where r_psi sees no pattern, it is all there is. Accepted prompts are kept like named ones (`preserve`). With `split`
@@ -41,14 +41,14 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from ..concept import Targets
 from ..edits import Edit, of
-from ..kernel.bank import Bank
+from ..kernel.bank import Aimed, Bank
 from ..kernel.condition import Condition
 from ..kernel.critic import led_away
 from ..kernel.descent import Rate, mse
@@ -56,7 +56,7 @@ from ..kernel.model import Model
 from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
 from ..kernel.student import Ema
-from ..kernel.terms import gated, held, is_late, phased, some
+from ..kernel.terms import held, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
@@ -103,7 +103,8 @@ class HFI:
         led = [own for own in targets if own.critic and self.steer]
         keep = kept(model, targets)
         null = model.encode("")
-        e, e_theta = model.denoiser.teacher, model.denoiser
+        e_theta = model.denoiser
+        e = e_theta.clone(e_theta.names(self.group)) if led else e_theta  # gradients pass through it
         student, opt, choice = unlocked(
             e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank, clip=1.0
         )
@@ -112,17 +113,19 @@ class HFI:
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
 
-        trajectories = partial(
-            Bank, e_theta, average, null=null, state=state, batch=self.batch, rollouts=self.rollouts,
-            steps=self.sampling_steps, guidance=self.guidance, reuse=self.reuse, beta=(self.alpha, self.beta),
-        )  # fmt: skip
+        drawn: dict[str, Any] = {
+            "null": null, "state": state, "batch": self.batch, "rollouts": self.rollouts, "steps": self.sampling_steps,
+            "guidance": self.guidance, "reuse": self.reuse, "beta": (self.alpha, self.beta),
+        }  # fmt: skip
         sides = [p for own in led for p in own.rejected], [p for own in led for p in own.accepted]
         weight = self.token if any(sides) else 1.0
         if weight:
-            bank = state.keep("bank", trajectories(c, sizes=sizes(targets)))
+            bank = state.keep("bank", Bank(e_theta, average, c, sizes=sizes(targets), **drawn))
         if any(sides):
             p = model.encode([*sides[0], *sides[1]])
-            asked = state.keep("asked", trajectories(p, sizes=[len(side) for side in sides if side]))
+            away = partial(led_away, e, [own.critic for own in led if own.critic], strength=self.steer)
+            turns = [len(side) for side in sides if side]
+            asked = state.keep("asked", Aimed(e_theta, average, p, sizes=turns, aim=away, **drawn))
         for i in state.steps(self.steps):
             terms = {}
             if weight:
@@ -130,10 +133,8 @@ class HFI:
                 target = phased(e_theta, x_t, t, c[k], e_theta.under(student.weights, x_t, t, a[k]), self.split)
                 terms["distil"] = weight * mse(e_theta(x_t, t, c[k]), target)
             if any(sides):
-                x_t, t, j = asked.draw()
-                e_p, late = e(x_t, t, p[j]), is_late(e_theta, t, self.split)
-                away = led_away(e_theta, [own.critic for own in led if own.critic], x_t, t, e_p, self.steer)
-                terms["steer"] = mse(e_theta(x_t, t, p[j]), gated(late, away, e_p))
+                (x_t, t, j), y = asked.aimed()
+                terms["steer"] = mse(e_theta(x_t, t, p[j]), phased(e_theta, x_t, t, p[j], y, self.split))
             if self.anchor:
                 terms["anchor"] = self.anchor * held(e_theta, x_t, t, null)
             if keep is not None and self.preserve:
