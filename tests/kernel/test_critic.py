@@ -44,7 +44,9 @@ def test_an_open_gate_moves_the_clean_prediction_down_the_gradient(kind: Kind) -
 def test_what_is_accepted_is_left_alone(kind: Kind) -> None:
     model, x_t, t, c, _ = case(kind)
     content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.1, 0.5)
-    torch.testing.assert_close(led_away(model.denoiser, [content], x_t, t, c, strength=9.0), model.denoiser(x_t, t, c), **ROUNDING)
+    torch.testing.assert_close(
+        led_away(model.denoiser, [content], x_t, t, c, strength=9.0), model.denoiser(x_t, t, c), **ROUNDING
+    )
 
 
 def test_the_gate_is_of_each_sample_and_opens_between_two_probabilities() -> None:
@@ -57,7 +59,9 @@ def test_the_gate_is_of_each_sample_and_opens_between_two_probabilities() -> Non
 def test_a_critic_that_sees_nothing_changes_nothing() -> None:
     model, x_t, t, c, _ = case("eps")
     flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.5, 0.5)
-    torch.testing.assert_close(led_away(model.denoiser, [flat], x_t, t, c, strength=1.0), model.denoiser(x_t, t, c), **ROUNDING)
+    torch.testing.assert_close(
+        led_away(model.denoiser, [flat], x_t, t, c, strength=1.0), model.denoiser(x_t, t, c), **ROUNDING
+    )
 
 
 def test_the_gate_is_asked_once() -> None:

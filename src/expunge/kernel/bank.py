@@ -166,7 +166,7 @@ class Aimed(Bank):
     def aimed(self) -> tuple[Drawn, Tensor]:
         """Return the next batch, and its targets."""
         index = self.next()
-        new = index[~self.data["known"][index]].unique()
+        new = index[~self.data["known"][index]].unique()  # type: ignore[no-untyped-call]
         if len(new):
             x_t, t, k = self.held(new)
             self.data["target"][new] = self.aim(x_t, t, self.c[k])

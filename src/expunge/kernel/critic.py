@@ -6,12 +6,12 @@
 l is the critic's logit and r = sigmoid(l). The gate g(x_0) = clip((r - low) / (high - low), 0, 1) leaves alone what it
 accepts. It is asked once: a step along its own gradient is soon enough for a critic, long before the look is gone.
 
-Of a perfect network (sigma^2 / alpha) dx_0/dx_t is the covariance of the clean latents given x_t (Tweedie's formula, its
-second order), and x_0 - s C grad l to first order their mean once their density is weighed by exp(-s l). Without C a
+Of a perfect network (sigma^2 / alpha) dx_0/dx_t is the covariance of the clean latents given x_t (the second order of
+Tweedie's formula), and x_0 - s C grad l is to first order their mean once their density is weighed by exp(-s l). A
 gradient through a decoder and an image tower is mostly grain that no picture has; C leaves of it what pictures vary in.
-Diffusion posterior sampling (arXiv:2209.14687, Eq. 15) has the same product. Its length, which says how sure
-a critic is and not how far to go, is taken out here, and one sigma is left: then every network, whatever it predicts,
-is asked for a bounded change at every time. d, a little variance for every latent, is for a network sure of its picture.
+Diffusion posterior sampling (arXiv:2209.14687) guides by the same product. Its length, which says how sure a critic is
+and not how far to go, is taken out here, and one sigma is left: then every network, whatever it predicts, is asked for
+a bounded change at every time. d grants every latent a little variance, for networks that are sure of their picture.
 """
 
 from __future__ import annotations

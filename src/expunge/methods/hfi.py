@@ -17,12 +17,13 @@ cross-attention. All else is ours: our r_psi (reward.py), that the pictures whic
 
 for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
 place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts; C is the covariance of what the
-picture may still become, from the network itself (`kernel/critic.py`, which goes the way in three parts). A token says what the rejected pictures have in common with one another, not what parts them
-from the others: a look that a prompt's noise decides, such as a red ground, it misses. Beside this term the token's own
-counts `token`, nothing by default: at 1 it undoes most of what steering does (docs/dev/log.md). Without ratings, or
-where r_psi sees no pattern, it is all there is. Accepted prompts are kept like named ones (`preserve`). With `split`
-below 1 both terms hold the original's prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest`
-trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
+picture may still become, by the network itself (`kernel/critic.py`, which goes the way in three parts). A token says
+what the rejected pictures have in common with one another, not what parts them from the others: a look that a prompt's
+noise decides, such as a red ground, it misses. Beside this term the token's own counts `token`, nothing by default: at
+1 it undoes most of what steering does (docs/dev/log.md). Without ratings, or where r_psi sees no pattern, it is all
+there is. Accepted prompts are kept like named ones (`preserve`). With `split` below 1 both terms hold the original's
+prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest` trains only the smallest weights of each
+tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
 
 Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: prompt of the
             study · sg: stop-gradient
