@@ -53,7 +53,9 @@ def numbers(model: Model, settings: dict[str, Any], concepts: int) -> int:
         found = text.names(settings["part"])
         return sum(text.encoders[e].get_parameter(n).numel() for e, names in found.items() for n in names)
     if "group" in settings:
-        return size(model, settings["group"], settings.get("rank", 0))
+        # what "auto" is, ratings decide, which are not read yet: all at most
+        group = "all" if settings["group"] == "auto" else settings["group"]
+        return size(model, group, settings.get("rank", 0))
     # closed forms rewrite the text readers, SPM adds a rank to every matrix of the transformer blocks for each concept
     whole = {"text-readers": 0, "transformer-blocks": concepts}
     return max((size(model, g, rank) for g, rank in whole.items() if g in model.denoiser.groups), default=0)

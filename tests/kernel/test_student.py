@@ -182,3 +182,21 @@ def test_the_warm_up_ends_at_the_decay() -> None:
         plain.update()
         warm.update(i)
         assert all(torch.equal(plain.shadow[k], v) for k, v in warm.shadow.items()) == alike
+
+
+def test_the_first_trained_layer_may_be_a_norm_in_channels_last_order() -> None:
+    """Torch crashes there on the CPU, and takes the process with it."""
+    grads = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        denoiser = tiny.model().denoiser
+        denoiser.module.to(memory_format=order)
+        hooks = sum(len(m._forward_pre_hooks) for m in denoiser.module.modules())
+        student = denoiser.unlock("transformer-blocks")
+        x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([100, 800])
+        mse(denoiser(x, t, tiny.model().encode(["a bomb", "cat"])), torch.zeros(())).backward()
+        grads.append({name: p.grad for name, p in student.weights.items()})
+        denoiser.lock()
+        assert sum(len(m._forward_pre_hooks) for m in denoiser.module.modules()) == hooks
+    norms = [name for name in grads[0] if "attentions.0.norm." in name]
+    assert norms
+    torch.testing.assert_close(grads[0], grads[1], atol=1e-6, rtol=1e-4)

@@ -53,6 +53,8 @@ class Student:
         for p in self.weights.values():
             p.requires_grad_(True)
         self.original = self.snapshot()
+        norms = [m for m in module.modules() if isinstance(m, nn.GroupNorm)]
+        self.hooks = [m.register_forward_pre_hook(asking) for m in norms if is_asked(m)]
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of the present values."""
@@ -101,6 +103,8 @@ class Student:
             p.grad = None
         for adapter in self.adapters.values():
             adapter.detach_from_layer()
+        for hook in self.hooks:
+            hook.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the live values."""
@@ -109,6 +113,21 @@ class Student:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the live values."""
         self.load(state)
+
+
+def is_asked(layer: nn.Module) -> bool:
+    """Tell whether a parameter of a layer's own is trained."""
+    return any(p.requires_grad for p in layer.parameters(recurse=False))
+
+
+def asking(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Let the input of a normalisation ask for a gradient.
+
+    On the CPU torch (2.13) crashes in the backward pass of a GroupNorm whose weights want a gradient and whose input, in
+    channels-last order, wants none: the first trained layer of some groups.
+    """
+    x = args[0]
+    return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(True), *args[1:])
 
 
 @torch.no_grad()

@@ -52,7 +52,7 @@ from ..edits import Edit, of
 from ..kernel.bank import Aimed, Bank
 from ..kernel.condition import Condition
 from ..kernel.critic import led_away
-from ..kernel.descent import Rate, mse
+from ..kernel.descent import GENTLE, RELATIVE, Rate, mse
 from ..kernel.model import Model
 from ..kernel.saliency import unlocked
 from ..kernel.state import State, Step
@@ -66,7 +66,7 @@ from .base import Needs, conditions, kept, sizes
 class HFI:
     """Human feedback inversion, reconstructed; the module's docstring has the equations."""
 
-    group: Annotated[str, "weights to train"] = "cross-attention"
+    group: Annotated[str, "weights to train; auto: cross-attention, with ratings that say enough all"] = "auto"
     rank: Annotated[int, Ge(0), Le(256), "0 trains the weights themselves, else a low-rank update (LoRA)"] = 0
     smallest: Annotated[float, Ge(0), Le(1), "train only this share of each tensor, the smallest weights; 0: all"] = 0.0
     vectors: Annotated[int, Ge(1), Le(16), "vectors of the soft token"] = 2
@@ -74,14 +74,16 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
-    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 1.0
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 0.7
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square"] = "auto"
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square, 0.3 % where all are"] = (
+        "auto"
+    )
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -101,14 +103,16 @@ class HFI:
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the averaged weights as the edit."""
         c, a = conditions(model, targets)
-        led = [own for own in targets if own.critic and self.steer]
+        led = [own for own in targets if own.critic and self.steer and own.rejected + own.accepted]
         keep = kept(model, targets)
         null = model.encode("")
         e_theta = model.denoiser
-        e = e_theta.clone(e_theta.names(self.group)) if led else e_theta  # gradients pass through it
+        group = self.group if self.group != "auto" else "all" if led else "cross-attention"
+        e = e_theta.clone(e_theta.names(group)) if led else e_theta  # gradients pass through it
         student, opt, choice = unlocked(
-            e_theta, state, self.group, self.lr, self.steps, self.smallest, self.rank, clip=1.0
-        )
+            e_theta, state, group, self.lr, self.steps, self.smallest, self.rank, clip=1.0,
+            relative=GENTLE if group == "all" else RELATIVE,
+        )  # fmt: skip
         ema = state.keep("ema", Ema(student, self.decay))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
