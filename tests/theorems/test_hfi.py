@@ -21,6 +21,7 @@ from expunge.methods.hfi import HFI
 
 CONVERGED = 1e-2  # means are of order 1; what Adam at this rate leaves after the steps below
 BOMB = Concept("bomb", templates=("{c}",))
+READERS = "cross-attention"  # in this world "all" has a bias besides, which moves every prompt at once
 TRAIN: dict[str, Any] = {"lr": 0.02, "batch": 16, "rollouts": 8, "sampling_steps": 10, "decay": 0.9}
 
 
@@ -71,7 +72,7 @@ def test_prompts_are_led_away_where_the_critic_rejects_them_and_nowhere_else(kin
         judge, way = critic(model, "dog", "cat")
         target = replace(BOMB.resolve(), rejected=("cat",), accepted=("dog",), critic=judge)
         before, null = {p: mean(model, p) for p in ("cat", "dog")}, mean(model, "")
-        edit, _ = fitted(model, target, HFI(steer=steer, token=1.0, steps=300, **TRAIN))
+        edit, _ = fitted(model, target, HFI(group=READERS, steer=steer, token=1.0, steps=300, **TRAIN))
         with edit.on(model):
             torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
             moved[steer] = {p: mean(model, p) - before[p] for p in before}
@@ -89,12 +90,25 @@ def test_beside_steering_the_token_counts_as_much_as_is_asked() -> None:
         model = toy.model("eps")
         target = replace(BOMB.resolve(), rejected=("cat",), accepted=("dog",), critic=critic(model, "dog", "cat")[0])
         before = mean(model, "bomb")
-        edit, state = fitted(model, target, HFI(token=token, steer=0.1, steps=300, **TRAIN))
+        edit, state = fitted(model, target, HFI(group=READERS, token=token, steer=0.1, steps=300, **TRAIN))
         assert ("bank" in state.objects) == bool(token)
         with edit.on(model):
             moved[token] = (mean(model, "bomb") - before).norm()
     assert HFI().token == 0
     assert moved[0.0] < CONVERGED < moved[1.0]
+
+
+def test_all_weights_are_trained_where_ratings_lead_and_cross_attention_alone_where_they_do_not() -> None:
+    moved = {}
+    for rejected, steer in ((("cat",), 1.0), (("cat",), 0.0), ((), 1.0)):
+        model = toy.model("eps")
+        target = replace(BOMB.resolve(), rejected=rejected, critic=critic(model, "dog", "cat")[0])
+        edit, _ = fitted(model, target, HFI(steer=steer, steps=3, **TRAIN))
+        bias, weight = model.network.to_mean.bias.clone(), model.network.to_mean.weight.clone()
+        with edit.on(model):
+            moved[rejected, steer] = not torch.equal(model.network.to_mean.bias, bias)
+            assert not torch.equal(model.network.to_mean.weight, weight)
+    assert moved == {(("cat",), 1.0): True, (("cat",), 0.0): False, ((), 1.0): False}
 
 
 def test_rejected_and_accepted_prompts_take_turns() -> None:
