@@ -305,12 +305,16 @@ def test_the_gold_standard_is_held_against_the_best_other_arm() -> None:
         return {c: scored(**values) for c in ("Bag", "Coat")}
 
     # entropy is better where it is lower; 0.98 lies in the interval of 0.97, 200 pictures
-    gold = both(ua=(0.97, 0.0), entropy=(0.5, 0.1), **{FID: (2.0, 2.0)})
-    best = both(ua=(0.98, 0.0), entropy=(0.3, 0.1), **{FID: (2.1, 2.0)})
+    gold = both(ua=(0.97, 0.0), ira=(0.95, 0.95), entropy=(0.5, 0.1), **{FID: (2.0, 2.0)})
+    best = both(ua=(0.98, 0.0), ira=(0.96, 0.95), entropy=(0.3, 0.1), **{FID: (2.1, 2.0)})
     worse = both(ua=(0.2, 0.0), entropy=(0.4, 0.1), **{FID: (9.0, 2.0)})
     told = {line.split(" | ")[0]: line for line in standing({"a": worse, "b": best, RETRAIN: gold}, RULES)}
     assert told["| UA"].startswith("| UA | 0.970 [")
     assert told["| UA"].endswith("| b 0.980 | within its interval |")
+    # two classes that say the same leave the pictures' own error
+    assert told["| retained accuracy less the base's, points"].endswith("| b 1.000 | within its interval |")
+    better = both(ua=(0.97, 0.0), ira=(0.99, 0.95))
+    assert "| b 4.000 | beaten |" in "\n".join(standing({"b": better, RETRAIN: gold}, RULES))
     assert told["| FID / base"] == "| FID / base | 1.000 [1.000, 1.000] | b 1.050 | at the top |"
     assert told["| entropy"].endswith("| b 0.300 | beaten |")
     # what the gold standard does not lead ranks nothing
