@@ -35,7 +35,7 @@ from .cells import Progress, scores_of
 RETRAIN = "retrain"
 ARMS = (
     "erasediff", "erasediff target=noise", "salun", "ssd", "neggrad alpha=0", "neggrad beta=0", "neggrad", "esd", "sfd",
-    "sfd group=class-embedding lr=2e-2 fake_lr=2e-2 steps=160", RETRAIN,
+    "sfd group=class-embedding lr=2e-2 fake_lr=2e-2 steps=80", RETRAIN,
 )  # fmt: skip
 READERS = "conditioning"  # of a class-conditional network, what cross-attention is elsewhere
 
