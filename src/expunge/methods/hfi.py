@@ -17,13 +17,14 @@ cross-attention. All else is ours: our r_psi (reward.py), that the pictures whic
 
 for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
 place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts; C is the covariance of what the
-picture may still become, by the network itself (`kernel/critic.py`, which goes the way in three parts). A token says
-what the rejected pictures have in common with one another, not what parts them from the others: a look that a prompt's
-noise decides, such as a red ground, it misses. Beside this term the token's own counts `token`, nothing by default: at
-1 it undoes most of what steering does (docs/dev/log.md). Without ratings, or where r_psi sees no pattern, it is all
-there is. Accepted prompts are kept like named ones (`preserve`). With `split` below 1 both terms hold the original's
-prediction at times t > split * last (from ANT, arXiv:2504.12782). `smallest` trains only the smallest weights of each
-tensor (SaRA, arXiv:2409.06633); magnitude pruning may undo that.
+picture may still become, by the network itself (`kernel/critic.py`, which goes the way in three parts). All weights
+learn this: what reads a prompt does not see the picture. A token says what the rejected pictures have in common with
+one another, not what parts them from the others: a look that a prompt's noise decides, such as a red ground, it misses.
+Beside this term the token's own counts `token`, nothing by default: at 1 it undoes most of what steering does
+(docs/dev/log.md). Without ratings, or where r_psi sees no pattern, it is all there is. Accepted prompts are kept
+(`preserve`). With `split` below 1 both terms hold the original's prediction at times t > split * last (from ANT,
+arXiv:2504.12782). `smallest` trains only the smallest weights of each tensor (SaRA, arXiv:2409.06633); magnitude
+pruning may undo that.
 
 Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: prompt of the
             study · sg: stop-gradient
@@ -31,8 +32,7 @@ Erases      looks that no word names, from 50 to 200 rated pictures; given words
 Limits      no better than the ratings and the embedding: look at the reward model's AUC; the token may hold more than
             was meant; no figure of the paper can be reproduced, its annotations were not published
 Differs     the authors released neither code nor annotations: whatever is not called known above is reconstruction.
-            Ours are the terms `steer`, `anchor` and `preserve`; what the paper's self-distillation leaves open is as in
-            `sdd`
+            Ours are `steer` and all weights, `anchor` and `preserve`; what its self-distillation leaves open: as in `sdd`
 Reference   Kim et al., Safeguard Text-to-Image Diffusion Models with Human Feedback Inversion, ECCV 2024.
             arXiv:2407.21032
 """
