@@ -29,12 +29,10 @@ pruning may undo that.
 Notation    e: original network · e_theta: student · v*: soft token · a: anchor · null: empty prompt · p: prompt of the
             study · sg: stop-gradient
 Erases      looks that no word names, from 50 to 200 rated pictures; given words, these (SDD at other times)
-Limits      no better than the ratings and the embedding: look at the reward model's AUC; the token may hold more than
-            was meant; no figure of the paper can be reproduced, its annotations were not published
-Differs     the authors released neither code nor annotations: whatever is not called known above is reconstruction.
-            Ours are `steer` and all weights, `anchor` and `preserve`; what its self-distillation leaves open: as in `sdd`
-Reference   Kim et al., Safeguard Text-to-Image Diffusion Models with Human Feedback Inversion, ECCV 2024.
-            arXiv:2407.21032
+Limits      no better than the ratings and the embedding (see the AUC); the token may hold more than was meant
+Differs     neither code nor annotations were released, so no figure can be reproduced: what is not called known is
+            reconstruction. Ours are `steer` and all weights, `anchor` and `preserve`; what is open is as in `sdd`
+Reference   Kim et al. 2024, Safeguard Text-to-Image Diffusion Models with Human Feedback Inversion. arXiv:2407.21032
 """
 
 from __future__ import annotations
