@@ -85,8 +85,8 @@ class Verdict:
     Attributes:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
-        critic: the reward model as numbers: `weights` of an embedding, `bias`, and the probabilities, `low` and `high`,
-            from which a picture counts as rejected, and of those that do on average. Empty where it sees no pattern.
+        critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
+            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
@@ -168,8 +168,8 @@ def _critic(reward: Reward, p: Array) -> dict[str, Any]:
     # among pairs a picture is rejected as it is worse than the middle one
     middle = 0.0 if reward.reference is None else float(np.median(reward.reference))
     bias = reward.bias - float(reward.mean @ weights) - middle
-    high = float(p[p >= reward.cut].mean())
-    return {"weights": weights.tolist(), "bias": bias, "low": float(reward.cut), "high": high}
+    yes = p >= reward.cut
+    return {"weights": weights.tolist(), "bias": bias, "low": float(p[~yes].mean()), "high": float(p[yes].mean())}
 
 
 def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
-    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 1.25
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 0.7
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
