@@ -295,10 +295,14 @@ def test_a_reward_model_that_may_know_nothing_is_told(study: Path, monkeypatch: 
     for auc, message in (
         (Estimate(0.61, 0.48, 0.74, 30), r"AUC on unseen pictures 0\.61 \[0\.48, 0\.74\], and 0\.5 is chance"),
         (Estimate(None, None, None, 0), "AUC on unseen pictures is unknown"),
+        (Estimate(0.49, 0.40, 0.58, 30), "It leads nothing, then"),
     ):
         monkeypatch.setattr(studies, "evaluate", lambda *_, auc=auc: Quality(auc, None))
-        with pytest.warns(WeakReward, match=message):
-            studies.learn(study, looks, "x", 16)
+        with pytest.warns(WeakReward, match=message) as told:
+            verdict, _, _ = studies.learn(study, looks, "x", 16)
+        # what is no better than chance may lead nothing; of what is not known it is not said
+        assert bool(verdict.critic) == (auc.value != 0.49)
+        assert ("leads nothing" in str(told[0].message)) == (auc.value == 0.49)
 
 
 def test_answers_stand_alone_where_the_model_sees_no_pattern(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

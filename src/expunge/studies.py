@@ -29,6 +29,7 @@ from .reward import Array, Quality, Reward, Votes, consensus, evaluate, fit, lea
 if TYPE_CHECKING:
     from .kernel.model import Model
 
+CHANCE = 0.5  # AUC of a model that knows nothing
 SIZES = (25, 50, 100, 200, 400)  # of the learning curve
 Embed = Callable[[Tensor], Tensor]
 
@@ -86,7 +87,8 @@ class Verdict:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
         critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
-            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern.
+            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern, or is wrong about
+            unseen pictures as often as right.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
@@ -143,7 +145,7 @@ def learn(folder: Path, embed: Embed, name: str, side: int) -> tuple[Verdict, Te
         tuple(prompt for prompt, no in against.items() if no),
         tuple(prompt for prompt, no in against.items() if not no),
         record,
-        {} if reward.blind else _critic(reward, p),
+        _critic(reward, p) if _leads(reward, record["auc"]["value"]) else {},
     )
     return verdict, torch.stack([read(lesson.paths[i], side) for i in used]), torch.from_numpy(p[used])
 
@@ -162,6 +164,11 @@ def critic(verdict: Verdict | None, model: Model) -> Critic | None:
     return Critic(logit, said["low"], said["high"])
 
 
+def _leads(reward: Reward, auc: float | None) -> bool:
+    """Tell whether a reward model may lead an erasure: it sees a pattern, and more than chance where that is known."""
+    return not reward.blind and (auc is None or auc > CHANCE)
+
+
 def _critic(reward: Reward, p: Array) -> dict[str, Any]:
     """Return the reward model as numbers; `p`: the probability of every picture, (n,)."""
     weights = reward.basis @ reward.weights
@@ -176,11 +183,12 @@ def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:
     """Return the part of the record that says how much was rated, and how good the model is."""
     votes, said, quality = lesson.votes, consensus(lesson.votes), lesson.quality()
     auc = quality.auc
-    if auc.low is None or auc.low <= 0.5:
+    if auc.low is None or auc.low <= CHANCE:
         value = "is unknown" if auc.value is None else f"{auc.value:.2f} [{auc.low:.2f}, {auc.high:.2f}]"
         warnings.warn(
             f"the reward model may not see what people reject: its AUC on unseen pictures {value}, and 0.5 is chance. "
-            "Rate more pictures, or look at the raters' agreement: `expunge feedback`.",
+            + "It leads nothing, then: the soft token alone is erased. " * (not _leads(reward, auc.value))
+            + "Rate more pictures, or look at the raters' agreement: `expunge feedback`.",
             WeakReward,
             stacklevel=2,
         )
