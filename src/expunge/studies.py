@@ -87,8 +87,8 @@ class Verdict:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
         critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
-            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern, or is wrong about
-            unseen pictures as often as right.
+            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern, or is no better
+            than chance on unseen pictures.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
