@@ -30,7 +30,10 @@ def needed(model: Model, method: Method, request: dict[str, Any]) -> int:
     Raises:
         EmptySelection: the method trains a group that the model has not, or that selects nothing.
     """
-    settings, concepts = request["settings"], len(request["concepts"])
+    settings, concepts = dict(request["settings"]), len(request["concepts"])
+    if settings.get("group") == "auto":
+        # HFI's: ratings, which may lead all weights, come as pictures, and nobody has read them yet
+        settings["group"] = "all" if any(c.get("images") for c in request["concepts"]) else "cross-attention"
     trained = numbers(model, settings, concepts)
     networks = 2 if "fake_lr" in settings else 1  # a generator and its fake score
     # of each network its weights and two moments; an average of one, or importances; a mask, one byte a weight
@@ -53,9 +56,7 @@ def numbers(model: Model, settings: dict[str, Any], concepts: int) -> int:
         found = text.names(settings["part"])
         return sum(text.encoders[e].get_parameter(n).numel() for e, names in found.items() for n in names)
     if "group" in settings:
-        # what "auto" is, ratings decide, which are not read yet: all at most
-        group = "all" if settings["group"] == "auto" else settings["group"]
-        return size(model, group, settings.get("rank", 0))
+        return size(model, settings["group"], settings.get("rank", 0))
     # closed forms rewrite the text readers, SPM adds a rank to every matrix of the transformer blocks for each concept
     whole = {"text-readers": 0, "transformer-blocks": concepts}
     return max((size(model, g, rank) for g, rank in whole.items() if g in model.denoiser.groups), default=0)

@@ -155,7 +155,7 @@ def test_another_model_and_other_settings_are_not_taken_for_these(tmp_path: Path
     ]
     ours, words = Cell("red", "hfi"), Cell("red", "words")
     assert len({bench.home(ours) for bench in benches}) == len(benches)
-    assert benches[0].home(ours) == hfi.Bench(Unloaded(), tmp_path, 8, {"steer": 1.0}).home(ours)  # type: ignore[arg-type]
+    assert benches[0].home(ours) == hfi.Bench(Unloaded(), tmp_path, 8, {"steer": hfi.HFI().steer}).home(ours)  # type: ignore[arg-type]
     # words are erased by SDD, to which a setting of HFI alone is nothing
     assert benches[0].home(words) == benches[3].home(words) != benches[2].home(words)
 

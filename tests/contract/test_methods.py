@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ def declared(model: Model, method: Any) -> set[str]:
     """Return the names of the parameters that a method says it trains."""
     settings = {f.name: getattr(method, f.name) for f in fields(method)}
     if not method.needs.encoders:
-        return set(model.denoiser.names(settings.get("group", "text-readers")))
+        group = settings.get("group", "text-readers")
+        return set(model.denoiser.names("cross-attention" if group == "auto" else group))  # there are no ratings here
     text = model.need_text()
     rules = text.groups[settings.get("part", "mlp")]
     return {n for e, rule in rules.items() for n, _ in model.modules()[e].named_parameters() if rule(n)}
@@ -232,6 +233,17 @@ def test_a_run_takes_no_more_disk_than_was_asked_for(name: str, rank: int, tmp_p
     assert taken <= asked
     if "group" in edit.card.settings:
         assert asked <= 3 * taken
+
+
+def test_ratings_may_train_every_weight_and_are_given_the_room_for_it() -> None:
+    model, method = tiny.model(), get("hfi")()
+    settings = {f.name: getattr(method, f.name) for f in fields(method)}
+
+    def asked(**changes: Any) -> int:
+        concept = {**asdict(CONCEPT), "images": changes.pop("images", None)}
+        return footprint.needed(model, method, {"settings": settings | changes, "concepts": [concept]})
+
+    assert asked() == asked(group="cross-attention") < asked(group="all") == asked(images="study")
 
 
 @methods
