@@ -39,8 +39,8 @@ def needed(model: Model, method: Method, request: dict[str, Any]) -> int:
     # of each network its weights and two moments; an average of one, or importances; a mask, one byte a weight
     checkpoint = trained * (3 * networks + 1.25)
     if "rollouts" in settings:
-        # no method has more than two banks
-        checkpoint += 2 * settings["rollouts"] * settings["sampling_steps"] * math.prod(model.denoiser.shape)
+        # no method has more than two banks, and one of them targets besides
+        checkpoint += 3 * settings["rollouts"] * settings["sampling_steps"] * math.prod(model.denoiser.shape)
     edit = trained * (3 if settings.get("rank") else 1)
     if method.needs.sae:
         found = sae.find(model, settings["sae"])

@@ -120,14 +120,15 @@ def is_asked(layer: nn.Module) -> bool:
     return any(p.requires_grad for p in layer.parameters(recurse=False))
 
 
-def asking(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def asking(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Let the input of a normalisation ask for a gradient.
 
     On the CPU torch (2.13) crashes in the backward pass of a GroupNorm whose weights want a gradient and whose input,
     in channels-last order, wants none: the first trained layer of some groups.
     """
-    x = args[0]
-    return (x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_(True), *args[1:])
+    if not args or args[0].requires_grad or not torch.is_grad_enabled():
+        return None
+    return args[0].detach().requires_grad_(True), *args[1:]
 
 
 @torch.no_grad()
