@@ -31,10 +31,10 @@ def mean(model: toy.ToyModel, prompt: str) -> torch.Tensor:
     return (c.sum(1) @ layer.weight.T + layer.bias).detach()[0]
 
 
-def fitted(model: toy.ToyModel, target: Targets, method: HFI) -> tuple[Edit, State]:
+def fitted(model: toy.ToyModel, target: Targets, method: HFI, *more: Targets) -> tuple[Edit, State]:
     """Fit without the door: the toy world has no soft tokens, so a word stands in for one."""
     state = State(0)
-    steps = method.fit(model, [target], state)
+    steps = method.fit(model, [target, *more], state)
     while True:
         try:
             next(steps)
@@ -109,6 +109,20 @@ def test_all_weights_are_trained_where_ratings_lead_and_cross_attention_alone_wh
             moved[rejected, steer] = not torch.equal(model.network.to_mean.bias, bias)
             assert not torch.equal(model.network.to_mean.weight, weight)
     assert moved == {(("cat",), 1.0): True, (("cat",), 0.0): False, ((), 1.0): False}
+
+
+def test_a_word_beside_a_study_is_erased_though_the_studys_token_is_not() -> None:
+    model = toy.model("eps")
+    study = replace(
+        Concept("dagger", templates=("{c}",)).resolve(), rejected=("cat",), accepted=("dog",),
+        critic=critic(model, "dog", "cat")[0],
+    )  # fmt: skip
+    null, before = mean(model, ""), {p: mean(model, p) for p in ("bomb", "dagger", "cat")}
+    edit, _ = fitted(model, study, HFI(group=READERS, steer=0.1, steps=300, **TRAIN), BOMB.resolve())
+    with edit.on(model):
+        torch.testing.assert_close(mean(model, "bomb"), null, atol=CONVERGED, rtol=0)
+        assert (mean(model, "dagger") - before["dagger"]).norm() < CONVERGED
+        assert (mean(model, "cat") - before["cat"]).norm() > 0.05
 
 
 def test_rejected_and_accepted_prompts_take_turns() -> None:

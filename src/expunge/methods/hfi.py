@@ -100,10 +100,9 @@ class HFI:
 
     def fit(self, model: Model, targets: Sequence[Targets], state: State) -> Generator[Step, None, Edit]:
         """Train the group; yields a Step an update, returns the averaged weights as the edit."""
-        c, a = conditions(model, targets)
         led = [own for own in targets if own.critic and self.steer and own.rejected + own.accepted]
-        keep = kept(model, targets)
-        null = model.encode("")
+        named = [own for own in targets if self.token or not any(own is other for other in led)]
+        keep, null = kept(model, targets), model.encode("")
         e_theta = model.denoiser
         group = self.group if self.group != "auto" else "all" if led else "cross-attention"
         e = e_theta.clone(e_theta.names(group)) if led else e_theta  # gradients pass through it
@@ -121,9 +120,10 @@ class HFI:
             "guidance": self.guidance, "reuse": self.reuse, "beta": (self.alpha, self.beta),
         }  # fmt: skip
         sides = [p for own in led for p in own.rejected], [p for own in led for p in own.accepted]
-        weight = self.token if any(sides) else 1.0
-        if weight:
-            bank = state.keep("bank", Bank(e_theta, average, c, sizes=sizes(targets), **drawn))
+        weight = self.token if led and self.token else 1.0
+        if named:
+            c, a = conditions(model, named)
+            bank = state.keep("bank", Bank(e_theta, average, c, sizes=sizes(named), **drawn))
         if any(sides):
             p = model.encode([*sides[0], *sides[1]])
             away = partial(led_away, e, [own.critic for own in led if own.critic], strength=self.steer)
@@ -131,7 +131,7 @@ class HFI:
             asked = state.keep("asked", Aimed(e_theta, average, p, sizes=turns, aim=away, **drawn))
         for i in state.steps(self.steps):
             terms = {}
-            if weight:
+            if named:
                 x_t, t, k = bank.draw()
                 target = phased(e_theta, x_t, t, c[k], e_theta.under(student.weights, x_t, t, a[k]), self.split)
                 terms["distil"] = weight * mse(e_theta(x_t, t, c[k]), target)
