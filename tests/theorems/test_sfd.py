@@ -183,6 +183,20 @@ def test_sfd_goes_on_with_a_generator(tmp_path: Any) -> None:
     torch.testing.assert_close(drawn(model, "bomb"), mean(multi, "bomb"), atol=CONVERGED, rtol=0)
 
 
+@pytest.mark.parametrize("preserve", [0.0, 1e3])
+def test_what_a_generator_drew_of_the_rest_is_held(preserve: float) -> None:
+    """A generator that draws its retained prompt too near to zero: the paper's loss leads it to the teacher's mean."""
+    model = toy.model("v")
+    concept = Concept("bomb", templates=("{c}",), anchor="cat", keep=("dog",))
+    first = erase(model, concept, SFD(**TRAIN | {"noise": 0.1, "steps": 0})).settle(toy.model("v"))
+    before, there = drawn(first, "dog"), mean(model, "dog")
+    assert (before - there).norm() > 0.1
+    bomb = drawn(first, "bomb")
+    with erase(first, concept, SFD(**TRAIN | {"preserve": preserve}), seed=0).on(first):
+        torch.testing.assert_close(drawn(first, "dog"), before if preserve else there, atol=CONVERGED, rtol=0)
+        assert (drawn(first, "bomb") - bomb).norm() > 0.1
+
+
 def kept(folder: Path, **changes: Any) -> Model:
     """A generator whose run kept its fake score, loaded as a model."""
     from expunge import fake
@@ -298,7 +312,7 @@ def test_a_fake_score_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_few_updates_on_a_model_that_is_sampled_in_steps_are_remarked(tmp_path: Path) -> None:
     multi = toy.model("v")
-    assert "distilled as well, here in 200 updates" in SFD().caution(multi)
+    assert "distilled as well, in 200 updates" in SFD().caution(multi)
     assert SFD(steps=2000).caution(multi) == ""
     assert SFD().caution(GeneratorEdit(WeightEdit({}), t=999).settle(multi)) == ""
 

@@ -176,6 +176,14 @@ class Distillation:
             s = clean(self.psi, self.told(self.psi, c), x_t, t)
         return identity(x, p, s, self.alpha)
 
+    def drift(self, c: Condition) -> Tensor:
+        """Return how far the generator's fresh samples of conditions (b) are from what it drew at first, (b,)."""
+        with self.arithmetic():
+            z = self.normal(len(c))
+            with torch.no_grad():
+                x = self.drawn(lambda x_t, t, c: self.theta.under(self.generator.original, x_t, t, c), c, z)
+            return (self.drawn(self.theta, c, z) - x).square().flatten(1).mean(1)
+
     def sample(self, c: Condition) -> Tensor:
         """Return one sample a condition, with gradient where the generator has one."""
         return self.drawn(self.theta, c, self.normal(len(c)))
