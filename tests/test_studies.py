@@ -368,9 +368,12 @@ def test_the_critic_says_what_the_reward_model_says(model: UNetModel, study: Pat
         seen = embedding()(model.pictures(z)).double().numpy()
     found = target.critic.logit(z).detach()
     torch.testing.assert_close(found.double(), torch.from_numpy(reward.logit(seen)), atol=1e-3, rtol=1e-3)
-    assert 0 < target.critic.low < reward.cut < target.critic.high < 1
-    gate, slope = target.critic.judged(z)
-    assert gate.shape == (4,)
+    p = reward.probability(lesson.x)
+    assert target.critic.bad == pytest.approx(reward.cut)
+    assert 0 < target.critic.good < reward.cut
+    assert target.critic.good == pytest.approx(p[p < reward.cut].mean())
+    r, slope = target.critic.judged(z)
+    torch.testing.assert_close(r, found.sigmoid())
     assert slope.shape == z.shape
     torch.testing.assert_close(slope.square().mean((1, 2, 3)), torch.ones(4))
 

@@ -86,9 +86,9 @@ class Verdict:
     Attributes:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
-        critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
-            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern, or is no better
-            than chance on unseen pictures.
+        critic: the reward model as numbers: `weights` of an embedding, `bias`, `bad`, the probability from which a
+            picture counts as rejected, and `good`, the mean of those that do not. Empty where it sees no pattern, or
+            is no better than chance on unseen pictures.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
@@ -161,7 +161,7 @@ def critic(verdict: Verdict | None, model: Model) -> Critic | None:
         out: Tensor = looks.seen(model.pictures(latents)) @ weights + said["bias"]
         return out
 
-    return Critic(logit, said["low"], said["high"])
+    return Critic(logit, said["good"], said["bad"])
 
 
 def _leads(reward: Reward, auc: float | None) -> bool:
@@ -175,8 +175,8 @@ def _critic(reward: Reward, p: Array) -> dict[str, Any]:
     # among pairs a picture is rejected as it is worse than the middle one
     middle = 0.0 if reward.reference is None else float(np.median(reward.reference))
     bias = reward.bias - float(reward.mean @ weights) - middle
-    yes = p >= reward.cut
-    return {"weights": weights.tolist(), "bias": bias, "low": float(p[~yes].mean()), "high": float(p[yes].mean())}
+    good = float(p[p < reward.cut].mean())
+    return {"weights": weights.tolist(), "bias": bias, "good": good, "bad": reward.cut}
 
 
 def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:
