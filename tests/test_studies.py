@@ -369,11 +369,10 @@ def test_the_critic_says_what_the_reward_model_says(model: UNetModel, study: Pat
     found = target.critic.logit(z).detach()
     torch.testing.assert_close(found.double(), torch.from_numpy(reward.logit(seen)), atol=1e-3, rtol=1e-3)
     p = reward.probability(lesson.x)
-    assert target.critic.bad == pytest.approx(reward.cut)
-    assert 0 < target.critic.good < reward.cut
-    assert target.critic.good == pytest.approx(p[p < reward.cut].mean())
-    r, slope = target.critic.judged(z)
-    torch.testing.assert_close(r, found.sigmoid())
+    assert 0 < target.critic.bar < reward.cut
+    assert target.critic.bar == pytest.approx(p[p < reward.cut].mean())
+    rejected, slope = target.critic.judged(z)
+    assert torch.equal(rejected, found.sigmoid() > target.critic.bar)
     assert slope.shape == z.shape
     torch.testing.assert_close(slope.square().mean((1, 2, 3)), torch.ones(4))
 

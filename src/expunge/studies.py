@@ -86,9 +86,8 @@ class Verdict:
     Attributes:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
-        critic: the reward model as numbers: `weights` of an embedding, `bias`, `bad`, the probability from which a
-            picture counts as rejected, and `good`, the mean of those that do not. Empty where it sees no pattern, or
-            is no better than chance on unseen pictures.
+        critic: the reward model as numbers: `weights` of an embedding, `bias`, and `bar`, the mean probability of
+            pictures that count as accepted. Empty where it sees no pattern, or is no better than chance on unseen ones.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
@@ -161,7 +160,7 @@ def critic(verdict: Verdict | None, model: Model) -> Critic | None:
         out: Tensor = looks.seen(model.pictures(latents)) @ weights + said["bias"]
         return out
 
-    return Critic(logit, said["good"], said["bad"])
+    return Critic(logit, said["bar"])
 
 
 def _leads(reward: Reward, auc: float | None) -> bool:
@@ -175,8 +174,7 @@ def _critic(reward: Reward, p: Array) -> dict[str, Any]:
     # among pairs a picture is rejected as it is worse than the middle one
     middle = 0.0 if reward.reference is None else float(np.median(reward.reference))
     bias = reward.bias - float(reward.mean @ weights) - middle
-    good = float(p[p < reward.cut].mean())
-    return {"weights": weights.tolist(), "bias": bias, "good": good, "bad": reward.cut}
+    return {"weights": weights.tolist(), "bias": bias, "bar": float(p[p < reward.cut].mean())}
 
 
 def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def test_what_stays_rejected_moves_the_clean_prediction_down_the_gradient(kind: 
     """By strength times sigma, in root mean square; x_t stays on its noise level, whatever the network predicts."""
     model, x_t, t, c, x0 = case(kind)
     way = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
-    sure = Critic(lambda y: 50 + 1e-3 * (y * way).sum((1, 2, 3)), 0.2, 0.5)
+    sure = Critic(lambda y: 50 + 1e-3 * (y * way).sum((1, 2, 3)), 0.5)
     target = led_away(model.denoiser, [sure], x_t, t, c, strength=0.7)
     alpha, sigma = model.denoiser.path.levels(t, x_t)
     y, eps = x0_and_eps(kind, x_t, target, alpha, sigma)
@@ -43,35 +43,22 @@ def test_what_stays_rejected_moves_the_clean_prediction_down_the_gradient(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_accepted_is_left_alone(kind: Kind) -> None:
     model, x_t, t, c, _ = case(kind)
-    content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.0, 0.1)
+    content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.1)
     torch.testing.assert_close(
         led_away(model.denoiser, [content], x_t, t, c, strength=9.0), model.denoiser(x_t, t, c), **ROUNDING
     )
 
 
-def test_what_is_rejected_goes_until_it_is_good_and_what_is_not_stays_though_it_is_no_better() -> None:
-    """Of two samples that a part of the way takes to the same probability, one was never rejected."""
-    model, x_t, t, c, x0 = case("eps")
-    _, sigma = model.denoiser.path.levels(t, x_t)
-    part = sigma.flatten() / LOOKS
-    start, far = x0.mean((1, 2, 3)), torch.tensor([0.6, 0.4, 0.6, 0.4]).logit()
-
-    def logit(y: Tensor) -> Tensor:
-        mine = slice(None) if len(y) == 4 else slice(None, None, 2)
-        # each part of the way is worth as much of the logit as parts .6 from .4
-        return far[mine] + (y.mean((1, 2, 3)) - start[mine]) / part[mine] * (far[0] - far[1])
-
-    critic = Critic(logit, 0.39, 0.5)
-    torch.testing.assert_close(critic.judged(x0)[0], torch.tensor([0.6, 0.4, 0.6, 0.4]))
-    target = led_away(model.denoiser, [critic], x_t, t, c, strength=1.0)
-    y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
-    parts = torch.tensor([2.0, 0.0, 2.0, 0.0])
-    torch.testing.assert_close(y, x0 - (part * parts).view(-1, 1, 1, 1), **ROUNDING)
+def test_each_sample_is_rejected_or_not_by_one_bar() -> None:
+    y = torch.tensor([0.2, 0.3, 0.31, 0.9]).logit().view(4, 1, 1, 1).expand(4, 3, 4, 4)
+    rejected, slope = Critic(lambda y: y.mean((1, 2, 3)), 0.305).judged(y)
+    assert rejected.tolist() == [False, False, True, True]
+    torch.testing.assert_close(slope, torch.ones_like(slope))
 
 
 def test_a_critic_that_sees_nothing_changes_nothing() -> None:
     model, x_t, t, c, _ = case("eps")
-    flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.2, 0.5)
+    flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.5)
     torch.testing.assert_close(
         led_away(model.denoiser, [flat], x_t, t, c, strength=1.0), model.denoiser(x_t, t, c), **ROUNDING
     )
@@ -90,7 +77,7 @@ def test_each_sample_goes_as_far_as_it_takes() -> None:
         mine = start[1:] if len(y) == 3 else start
         return 1e4 * (y.mean((1, 2, 3)) - enough[mine.long()])
 
-    target = led_away(model.denoiser, [Critic(logit, 0.5, 0.5)], x_t, t, c, strength=1.0)
+    target = led_away(model.denoiser, [Critic(logit, 0.5)], x_t, t, c, strength=1.0)
     y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
     torch.testing.assert_close(y, x0 - (part * parts).view(-1, 1, 1, 1), **ROUNDING)
 
@@ -98,25 +85,25 @@ def test_each_sample_goes_as_far_as_it_takes() -> None:
 def test_critics_take_turns() -> None:
     """Two that pull in opposite directions cancel; alone either moves the prediction."""
     model, x_t, t, c, _ = case("eps")
-    pull = [Critic(lambda y, s=s: 9 + s * y.mean((1, 2, 3)) / 100, 0.2, 0.5) for s in (1, -1)]
+    pull = [Critic(lambda y, s=s: 9 + s * y.mean((1, 2, 3)) / 100, 0.5) for s in (1, -1)]
     both, one = (led_away(model.denoiser, chosen, x_t, t, c, strength=1.0) for chosen in (pull, pull[:1]))
     e = model.denoiser(x_t, t, c)
     torch.testing.assert_close(both, e, **ROUNDING)
     assert (one - e).abs().max() > 0.1
 
 
-def test_what_was_good_once_stays_where_it_was() -> None:
+def test_what_was_accepted_once_stays_where_it_was() -> None:
     """Before the first part or after it, whatever the critic says later; the rest goes on, at the cost of its own."""
     model, x_t, t, c, x0 = case("eps")
     seen: list[int] = []
-    # of four samples the critic rejects the first and the third, which for once is good after a part of the way
+    # of four samples the critic rejects the first and the third, which it accepts for once after a part of the way
     told = iter([[9.0, -9.0, 9.0, -9.0], [9.0, -9.0], *[[9.0, 9.0]] * (LOOKS - 2)])
 
     def logit(y: Tensor) -> Tensor:
         seen.append(len(y))
         return torch.tensor(next(told)) + 1e-3 * y.mean((1, 2, 3))
 
-    target = led_away(model.denoiser, [Critic(logit, 0.5, 0.5)], x_t, t, c, strength=1.0)
+    target = led_away(model.denoiser, [Critic(logit, 0.5)], x_t, t, c, strength=1.0)
     assert seen == [4, *[2] * (LOOKS - 1)]
     _, sigma = model.denoiser.path.levels(t, x_t)
     y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
@@ -150,7 +137,7 @@ def test_the_way_is_the_gradient_times_the_covariance_of_what_the_picture_may_be
     # a critic that asks as much for what no picture varies in is followed where pictures vary
     flat, most = torch.linalg.eigh(s).eigenvectors.float()[:, [0, -1]].unbind(1)
     x_t = torch.randn(1, 6, generator=g)
-    sure = Critic(lambda y: 50 + 1e-3 * y @ (flat + most), 0.2, 0.5)
+    sure = Critic(lambda y: 50 + 1e-3 * y @ (flat + most), 0.5)
     y, _ = x0_and_eps(kind, x_t, led_away(network, [sure], x_t, t, c, 1.0), *path.levels(t, x_t))
     moved = (y - x_t @ k.T.float())[0]
     way = (left + GRANTED * eye).float() @ (flat + most)
@@ -161,6 +148,6 @@ def test_the_way_is_the_gradient_times_the_covariance_of_what_the_picture_may_be
 def test_the_networks_weights_get_no_gradient() -> None:
     model, x_t, t, c, _ = case("v")
     model.network.requires_grad_(True)
-    target = led_away(model.denoiser, [Critic(lambda y: 9 + y.mean((1, 2, 3)), 0.2, 0.5)], x_t, t, c, strength=1.0)
+    target = led_away(model.denoiser, [Critic(lambda y: 9 + y.mean((1, 2, 3)), 0.5)], x_t, t, c, strength=1.0)
     assert not target.requires_grad
     assert all(p.grad is None for p in model.network.parameters())

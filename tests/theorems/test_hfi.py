@@ -60,7 +60,7 @@ def critic(model: toy.ToyModel, better: str, worse: str) -> tuple[Critic, torch.
     def logit(y: torch.Tensor) -> torch.Tensor:
         return 200 * ((y.mean((2, 3)) - (a + b) / 2) @ way)
 
-    return Critic(logit, 0.1, 0.5), way
+    return Critic(logit, 0.5), way
 
 
 @pytest.mark.parametrize("kind", ["eps", "v", "flow"])

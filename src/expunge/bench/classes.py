@@ -35,7 +35,8 @@ from .cells import Progress, scores_of
 RETRAIN = "retrain"
 ARMS = (
     "erasediff", "erasediff target=noise", "salun", "ssd", "neggrad alpha=0", "neggrad beta=0", "neggrad", "esd", "sfd",
-    "sfd group=class-embedding lr=2e-2 fake_lr=2e-2 steps=80", RETRAIN,
+    "sfd group=class-embedding lr=2e-2 fake_lr=2e-2 steps=80",
+    "sfd group=conditioning lr=1e-3 fake_lr=3e-3 preserve=10 steps=100", RETRAIN,
 )  # fmt: skip
 READERS = "conditioning"  # of a class-conditional network, what cross-attention is elsewhere
 

@@ -1,11 +1,10 @@
 """Away from what a critic rejects, along what a network thinks its picture may still become.
 
-    y <- y - (s sigma_t / n) C grad l(y) / rms(C grad l(y)),    n times or until r(y) <= good, from the clean prediction
-    C = (sigma_t^2 / alpha_t) dx_0/dx_t + d I                   x_0 at x_t, where r(x_0) > bad
+    y <- y - (s sigma_t / n) C grad l(y) / rms(C grad l(y)),    n times or until r(y) <= bar, from the clean prediction
+    C = (sigma_t^2 / alpha_t) dx_0/dx_t + d I                   x_0 at x_t
 
-l is the critic's logit and r = sigmoid(l). What the critic does not reject is left alone, and what it rejects goes as
-far as it takes until it is as good as what is accepted, but no further than s sigma: some looks are gone after a
-quarter of the way, at which others have hardly begun.
+l is the critic's logit and r = sigmoid(l). What the critic accepts is left alone, and what it rejects goes as far as it
+takes, but no further than s sigma: some looks are gone after a quarter of the way, at which others have hardly begun.
 
 Of a perfect network (sigma^2 / alpha) dx_0/dx_t is the covariance of the clean latents given x_t (the second order of
 Tweedie's formula), and x_0 - s C grad l is to first order their mean once their density is weighed by exp(-s l). A
@@ -38,20 +37,19 @@ class Critic:
 
     Attributes:
         logit: clean latents (b, ...) -> logits (b,) of being rejected, with gradient.
-        good, bad: probabilities up to which latents are good enough, and above which they are rejected.
+        bar: probability up to which latents are accepted.
     """
 
     logit: Callable[[Tensor], Tensor]
-    good: float
-    bad: float
+    bar: float
 
     def judged(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the probability (b,) at clean latents (b, ...), and the gradient of the logit there, as `unit`."""
+        """Return which clean latents (b, ...) are rejected (b,), and the gradient of the logit there, as `unit`."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             logit = self.logit(y)
             (slope,) = torch.autograd.grad(logit.sum(), y)
-        return logit.detach().sigmoid(), unit(slope)
+        return logit.detach().sigmoid() > self.bar, unit(slope)
 
 
 def unit(way: Tensor) -> Tensor:
@@ -90,17 +88,17 @@ def led_away(
     with torch.no_grad():
         y, _ = x0_and_eps(denoiser.kind, x_t, denoiser(x_t, t, c), alpha, sigma)
     for critic in critics:
-        r, slope = critic.judged(y)
-        rows = (r > critic.bad).nonzero()[:, 0]
+        rejected, slope = critic.judged(y)
+        rows = rejected.nonzero()[:, 0]
         if not len(rows):
             continue
         alpha_c, far = spread(denoiser, x_t[rows], t[rows], c[rows]), strength * sigma[rows] / LOOKS
         here, slope, going = y[rows], slope[rows], torch.ones_like(far)
         for look in range(LOOKS):
             if look:
-                r, slope = critic.judged(here)
-                # what was good enough once stays, however often the critic is asked
-                going = going * (r > critic.good).view(far.shape)
+                rejected, slope = critic.judged(here)
+                # what was accepted once stays, however often the critic is asked
+                going = going * rejected.view(far.shape)
             here = here - going * far * unit(alpha_c(slope)).to(here)
         y = y.index_copy(0, rows, here)
     return native(denoiser.kind, y, (x_t - alpha * y) / sigma, alpha, sigma)

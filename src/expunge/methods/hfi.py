@@ -13,11 +13,11 @@ on CLIP embeddings, the weighting by r_psi of the pictures that it scores highes
 cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
     || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2
-    y <- y - (steer sigma_t / 4) C grad l(y) / rms(C grad l(y))     from y = x_0, if r_psi rejects it, until y is good
+    y <- y - (steer sigma_t / 4) C grad l(y) / rms(C grad l(y))     from y = x_0, four times or until r_psi accepts y
 
 for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
-place of its clean one, x_0. l is the logit of r_psi; y is good where it scores as accepted pictures do on average, or
-after four times; C is the covariance of what the picture may still become (`kernel/critic.py`). All weights
+place of its clean one, x_0. l is the logit of r_psi, which accepts what scores no more than accepted pictures do on
+average; C is the covariance of what the picture may still become (`kernel/critic.py`). All weights
 learn this: what reads a prompt does not see the picture. A token says what the rejected pictures have in common with
 one another, not what parts them from the others: a look that a prompt's noise decides, such as a red ground, it misses.
 Beside this term the token's own counts `token`, nothing by default: at 1 it undoes most of what steering does
@@ -72,9 +72,7 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
-    steer: Annotated[
-        float, Ge(0), Le(20), "how far, at most, the study's prompts are led away; 0 for the paper's loss"
-    ] = 1.0
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led at most; 0 for the paper's loss"] = 1.0
     decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
