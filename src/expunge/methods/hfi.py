@@ -40,7 +40,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
@@ -59,6 +59,8 @@ from ..kernel.terms import held, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
+Decay = Annotated[float, Ge(0), Lt(1)] | Literal["auto"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HFI:
@@ -72,16 +74,14 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
-    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led at most; 0 for the paper's loss"] = 1.0
-    decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led at most; 0 for the paper's loss"] = 0.65
+    decay: Annotated[Decay, "decay of the moving average; auto: 0.95, with ratings that say enough 0.98"] = "auto"
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square, 0.3 % where all are"] = (
-        "auto"
-    )
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' RMS, 0.3 % where all are trained"] = "auto"
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -110,7 +110,7 @@ class HFI:
             e_theta, state, group, self.lr, self.steps, self.smallest, self.rank, clip=1.0,
             relative=GENTLE if group == "all" else RELATIVE,
         )  # fmt: skip
-        ema = state.keep("ema", Ema(student, self.decay))
+        ema = state.keep("ema", Ema(student, (0.98 if led else 0.95) if self.decay == "auto" else self.decay))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
