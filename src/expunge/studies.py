@@ -86,8 +86,9 @@ class Verdict:
     Attributes:
         rejected: prompts whose pictures people reject.
         accepted: the other prompts of the study.
-        critic: the reward model as numbers: `weights` of an embedding, `bias`, and `bar`, the mean probability of
-            pictures that count as accepted. Empty where it sees no pattern, or is no better than chance on unseen ones.
+        critic: the reward model as numbers: `weights` of an embedding, `bias`, and the mean probability, `low` and
+            `high`, of pictures that count as accepted and as rejected. Empty where it sees no pattern, or is no better
+            than chance on unseen pictures.
         record: JSON for the run's records: who rated, how much, and how good the reward model is.
     """
 
@@ -160,7 +161,7 @@ def critic(verdict: Verdict | None, model: Model) -> Critic | None:
         out: Tensor = looks.seen(model.pictures(latents)) @ weights + said["bias"]
         return out
 
-    return Critic(logit, said["bar"])
+    return Critic(logit, said["low"], said["high"])
 
 
 def _leads(reward: Reward, auc: float | None) -> bool:
@@ -174,7 +175,8 @@ def _critic(reward: Reward, p: Array) -> dict[str, Any]:
     # among pairs a picture is rejected as it is worse than the middle one
     middle = 0.0 if reward.reference is None else float(np.median(reward.reference))
     bias = reward.bias - float(reward.mean @ weights) - middle
-    return {"weights": weights.tolist(), "bias": bias, "bar": float(p[p < reward.cut].mean())}
+    yes = p >= reward.cut
+    return {"weights": weights.tolist(), "bias": bias, "low": float(p[~yes].mean()), "high": float(p[yes].mean())}
 
 
 def _record(lesson: Lesson, reward: Reward) -> dict[str, Any]:

@@ -149,7 +149,7 @@ def test_a_study_is_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     generator = torch.Generator().manual_seed(0)
     images, rates = torch.rand(3, 3, 16, 16, generator=generator), torch.rand(3, generator=generator).double()
     width = embedding()(images[:1]).shape[1]
-    said = {"weights": torch.randn(width, generator=generator).tolist(), "bias": 0.0, "bar": 0.0}
+    said = {"weights": torch.randn(width, generator=generator).tolist(), "bias": 0.0, "low": 0.0, "high": 1.0}
     verdict = studies.Verdict(HOT, COLD, {}, said)
     monkeypatch.setattr(tokens, "STEPS", 2)
     monkeypatch.setattr(studies, "learn", lambda *_: (verdict, images, rates))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from expunge.backbones import toy
 from expunge.kernel.condition import Condition
-from expunge.kernel.critic import GRANTED, LOOKS, Critic, led_away, spread, unit
+from expunge.kernel.critic import GRANTED, Critic, led_away, spread, unit
 from expunge.kernel.denoiser import Denoiser
 from expunge.kernel.path import KINDS, Kind, native, x0_and_eps
 
@@ -27,11 +27,11 @@ def case(kind: Kind) -> tuple[toy.ToyModel, Tensor, Tensor, Condition, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_stays_rejected_moves_the_clean_prediction_down_the_gradient(kind: Kind) -> None:
+def test_an_open_gate_moves_the_clean_prediction_down_the_gradient(kind: Kind) -> None:
     """By strength times sigma, in root mean square; x_t stays on its noise level, whatever the network predicts."""
     model, x_t, t, c, x0 = case(kind)
     way = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(1))
-    sure = Critic(lambda y: 50 + 1e-3 * (y * way).sum((1, 2, 3)), 0.5)
+    sure = Critic(lambda y: 50 + 1e-3 * (y * way).sum((1, 2, 3)), 0.0, 0.5)
     target = led_away(model.denoiser, [sure], x_t, t, c, strength=0.7)
     alpha, sigma = model.denoiser.path.levels(t, x_t)
     y, eps = x0_and_eps(kind, x_t, target, alpha, sigma)
@@ -43,71 +43,65 @@ def test_what_stays_rejected_moves_the_clean_prediction_down_the_gradient(kind: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_accepted_is_left_alone(kind: Kind) -> None:
     model, x_t, t, c, _ = case(kind)
-    content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.1)
+    content = Critic(lambda y: -5 + 1e-3 * y.sum((1, 2, 3)), 0.1, 0.5)
     torch.testing.assert_close(
         led_away(model.denoiser, [content], x_t, t, c, strength=9.0), model.denoiser(x_t, t, c), **ROUNDING
     )
 
 
-def test_each_sample_is_rejected_or_not_by_one_bar() -> None:
-    y = torch.tensor([0.2, 0.3, 0.31, 0.9]).logit().view(4, 1, 1, 1).expand(4, 3, 4, 4)
-    rejected, slope = Critic(lambda y: y.mean((1, 2, 3)), 0.305).judged(y)
-    assert rejected.tolist() == [False, False, True, True]
+def test_the_gate_is_of_each_sample_and_opens_between_two_probabilities() -> None:
+    y = torch.tensor([0.2, 0.4, 0.5, 0.9]).logit().view(4, 1, 1, 1).expand(4, 3, 4, 4)
+    gate, slope = Critic(lambda y: y.mean((1, 2, 3)), 0.3, 0.5).judged(y)
+    torch.testing.assert_close(gate, torch.tensor([0.0, 0.5, 1.0, 1.0]))
     torch.testing.assert_close(slope, torch.ones_like(slope))
 
 
 def test_a_critic_that_sees_nothing_changes_nothing() -> None:
     model, x_t, t, c, _ = case("eps")
-    flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.5)
+    flat = Critic(lambda y: 3 + 0 * y.sum((1, 2, 3)), 0.5, 0.5)
     torch.testing.assert_close(
         led_away(model.denoiser, [flat], x_t, t, c, strength=1.0), model.denoiser(x_t, t, c), **ROUNDING
     )
 
 
-def test_each_sample_goes_as_far_as_it_takes() -> None:
-    """A look is gone after no, one, two or all parts of the way; what is left of the way is not gone."""
+def test_the_gate_is_asked_once() -> None:
+    """Where a third of the way is enough for the critic, the prediction still goes all of it."""
     model, x_t, t, c, x0 = case("eps")
     _, sigma = model.denoiser.path.levels(t, x_t)
-    part, parts = sigma.flatten() / LOOKS, torch.tensor([0.0, 1.0, 2.0, LOOKS])
-    # the critic is content a little before the end of each sample's last part
-    enough = x0.mean((1, 2, 3)) - part * (parts - 0.5)
-    start = x_t.new_tensor(range(4))
-
-    def logit(y: Tensor) -> Tensor:
-        mine = start[1:] if len(y) == 3 else start
-        return 1e4 * (y.mean((1, 2, 3)) - enough[mine.long()])
-
-    target = led_away(model.denoiser, [Critic(logit, 0.5)], x_t, t, c, strength=1.0)
+    start = x0.mean((1, 2, 3))
+    hasty = Critic(lambda y: 1e4 * (y.mean((1, 2, 3)) - start + 1e-3), 0.1, 0.9)
+    assert (hasty.judged(x0)[0] == 1).all()
+    assert (hasty.judged(x0 - 0.1)[0] == 0).all()
+    target = led_away(model.denoiser, [hasty], x_t, t, c, strength=1.0)
     y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
-    torch.testing.assert_close(y, x0 - (part * parts).view(-1, 1, 1, 1), **ROUNDING)
+    torch.testing.assert_close(y, x0 - sigma, **ROUNDING)
 
 
 def test_critics_take_turns() -> None:
     """Two that pull in opposite directions cancel; alone either moves the prediction."""
     model, x_t, t, c, _ = case("eps")
-    pull = [Critic(lambda y, s=s: 9 + s * y.mean((1, 2, 3)) / 100, 0.5) for s in (1, -1)]
+    pull = [Critic(lambda y, s=s: 9 + s * y.mean((1, 2, 3)) / 100, 0.0, 0.5) for s in (1, -1)]
     both, one = (led_away(model.denoiser, chosen, x_t, t, c, strength=1.0) for chosen in (pull, pull[:1]))
     e = model.denoiser(x_t, t, c)
     torch.testing.assert_close(both, e, **ROUNDING)
     assert (one - e).abs().max() > 0.1
 
 
-def test_what_was_accepted_once_stays_where_it_was() -> None:
-    """Before the first part or after it, whatever the critic says later; the rest goes on, at the cost of its own."""
+def test_what_the_gate_holds_is_looked_at_once_and_left_where_it_was() -> None:
     model, x_t, t, c, x0 = case("eps")
     seen: list[int] = []
-    # of four samples the critic rejects the first and the third, which it accepts for once after a part of the way
-    told = iter([[9.0, -9.0, 9.0, -9.0], [9.0, -9.0], *[[9.0, 9.0]] * (LOOKS - 2)])
 
     def logit(y: Tensor) -> Tensor:
         seen.append(len(y))
-        return torch.tensor(next(told)) + 1e-3 * y.mean((1, 2, 3))
+        # of four samples the critic rejects the first and the third, and nothing that it has led away
+        bad = torch.tensor([9.0, -9.0, 9.0, -9.0]) if len(y) == 4 else torch.full((len(y),), -9.0)
+        return bad + 1e-3 * y.mean((1, 2, 3))
 
-    target = led_away(model.denoiser, [Critic(logit, 0.5)], x_t, t, c, strength=1.0)
-    assert seen == [4, *[2] * (LOOKS - 1)]
+    target = led_away(model.denoiser, [Critic(logit, 0.1, 0.9)], x_t, t, c, strength=1.0)
+    assert seen == [4, 2, 2]
     _, sigma = model.denoiser.path.levels(t, x_t)
     y, _ = x0_and_eps("eps", x_t, target, *model.denoiser.path.levels(t, x_t))
-    moved = torch.tensor([1.0, 0.0, 1 / LOOKS, 0.0]).view(-1, 1, 1, 1)
+    moved = torch.tensor([1.0, 0.0, 1.0, 0.0]).view(-1, 1, 1, 1)
     torch.testing.assert_close(y, x0 - sigma * moved, **ROUNDING)
 
 
@@ -137,7 +131,7 @@ def test_the_way_is_the_gradient_times_the_covariance_of_what_the_picture_may_be
     # a critic that asks as much for what no picture varies in is followed where pictures vary
     flat, most = torch.linalg.eigh(s).eigenvectors.float()[:, [0, -1]].unbind(1)
     x_t = torch.randn(1, 6, generator=g)
-    sure = Critic(lambda y: 50 + 1e-3 * y @ (flat + most), 0.5)
+    sure = Critic(lambda y: 50 + 1e-3 * y @ (flat + most), 0.0, 0.5)
     y, _ = x0_and_eps(kind, x_t, led_away(network, [sure], x_t, t, c, 1.0), *path.levels(t, x_t))
     moved = (y - x_t @ k.T.float())[0]
     way = (left + GRANTED * eye).float() @ (flat + most)
@@ -148,6 +142,6 @@ def test_the_way_is_the_gradient_times_the_covariance_of_what_the_picture_may_be
 def test_the_networks_weights_get_no_gradient() -> None:
     model, x_t, t, c, _ = case("v")
     model.network.requires_grad_(True)
-    target = led_away(model.denoiser, [Critic(lambda y: 9 + y.mean((1, 2, 3)), 0.5)], x_t, t, c, strength=1.0)
+    target = led_away(model.denoiser, [Critic(lambda y: 9 + y.mean((1, 2, 3)), 0.0, 0.5)], x_t, t, c, strength=1.0)
     assert not target.requires_grad
     assert all(p.grad is None for p in model.network.parameters())

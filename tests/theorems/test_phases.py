@@ -97,7 +97,7 @@ def test_rejected_prompts_are_led_away_in_the_late_phase_only() -> None:
     for split in (1.0, LATE / BINS):
         model = PhasedModel()
         cat = predictions(model, "cat")
-        judge = Critic(lambda y: 9 + y.sum((1, 2, 3)) / 1000, 0.5)  # rejects all that is drawn
+        judge = Critic(lambda y: 9 + y.sum((1, 2, 3)) / 1000, 0.0, 0.5)  # rejects all that is drawn
         target: Targets = replace(BOMB.resolve(), rejected=("cat",), keeps=(), critic=judge)
         state, method = State(0), HFI(alpha=1.0, beta=1.0, split=split, **AVERAGED)
         steps = method.fit(model, [target], state)

@@ -1,10 +1,10 @@
 """Away from what a critic rejects, along what a network thinks its picture may still become.
 
-    y <- y - (s sigma_t / n) C grad l(y) / rms(C grad l(y)),    n times or until r(y) <= bar, from the clean prediction
-    C = (sigma_t^2 / alpha_t) dx_0/dx_t + d I                   x_0 at x_t
+    y <- y - (s sigma_t / n) g(x_0) C grad l(y) / rms(C grad l(y)),    n times, from the clean prediction x_0 at x_t
+    C = (sigma_t^2 / alpha_t) dx_0/dx_t + d I
 
-l is the critic's logit and r = sigmoid(l). What the critic accepts is left alone, and what it rejects goes as far as it
-takes, but no further than s sigma: some looks are gone after a quarter of the way, at which others have hardly begun.
+l is the critic's logit and r = sigmoid(l). The gate g(x_0) = clip((r - low) / (high - low), 0, 1) leaves alone what it
+accepts. It is asked once: a step along its own gradient is soon enough for a critic, long before the look is gone.
 
 Of a perfect network (sigma^2 / alpha) dx_0/dx_t is the covariance of the clean latents given x_t (the second order of
 Tweedie's formula), and x_0 - s C grad l is to first order their mean once their density is weighed by exp(-s l). A
@@ -26,7 +26,7 @@ from .condition import Condition
 from .denoiser import Denoiser
 from .path import native, x0_and_eps
 
-LOOKS = 4  # n: one long step would leave the region in which the gradient says anything
+LOOKS = 3  # n: one long step would leave the region in which the gradient says anything
 SMALLEST = 1e-8  # of a gradient's root mean square
 GRANTED = 0.01  # d: latents have variance 1
 
@@ -37,19 +37,21 @@ class Critic:
 
     Attributes:
         logit: clean latents (b, ...) -> logits (b,) of being rejected, with gradient.
-        bar: probability up to which latents are accepted.
+        low, high: probabilities at which the gate begins to open, and is open.
     """
 
     logit: Callable[[Tensor], Tensor]
-    bar: float
+    low: float
+    high: float
 
     def judged(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which clean latents (b, ...) are rejected (b,), and the gradient of the logit there, as `unit`."""
+        """Return gate (b,) and gradient of the logit, of unit root mean square a sample, at clean latents (b, ...)."""
         with torch.enable_grad():
             y = y.detach().requires_grad_(True)
             logit = self.logit(y)
             (slope,) = torch.autograd.grad(logit.sum(), y)
-        return logit.detach().sigmoid() > self.bar, unit(slope)
+        gate = ((logit.detach().sigmoid() - self.low) / max(self.high - self.low, SMALLEST)).clamp(0, 1)
+        return gate, unit(slope)
 
 
 def unit(way: Tensor) -> Tensor:
@@ -82,23 +84,20 @@ def led_away(
         x_t: latents (b, ...).
         t: their times (b,).
         c: the condition they are predicted under (b).
-        strength: s, how far at most in units of the latents' own where all is noise.
+        strength: s, how far in units of the latents' own where all is noise.
     """
     alpha, sigma = denoiser.path.levels(t, x_t)
     with torch.no_grad():
         y, _ = x0_and_eps(denoiser.kind, x_t, denoiser(x_t, t, c), alpha, sigma)
     for critic in critics:
-        rejected, slope = critic.judged(y)
-        rows = rejected.nonzero()[:, 0]
+        gate, slope = critic.judged(y)
+        # what the gate holds stays, however often the critic is asked
+        rows = gate.nonzero()[:, 0]
         if not len(rows):
             continue
-        alpha_c, far = spread(denoiser, x_t[rows], t[rows], c[rows]), strength * sigma[rows] / LOOKS
-        here, slope, going = y[rows], slope[rows], torch.ones_like(far)
+        alpha_c = spread(denoiser, x_t[rows], t[rows], c[rows])
+        far, slope = strength * sigma[rows] / LOOKS * gate[rows].view(-1, *(1,) * (y.ndim - 1)), slope[rows]
         for look in range(LOOKS):
-            if look:
-                rejected, slope = critic.judged(here)
-                # what was accepted once stays, however often the critic is asked
-                going = going * rejected.view(far.shape)
-            here = here - going * far * unit(alpha_c(slope)).to(here)
-        y = y.index_copy(0, rows, here)
+            slope = critic.judged(y[rows])[1] if look else slope
+            y = y.index_add(0, rows, (far * unit(alpha_c(slope))).to(y), alpha=-1)
     return native(denoiser.kind, y, (x_t - alpha * y) / sigma, alpha, sigma)

@@ -13,11 +13,11 @@ on CLIP embeddings, the weighting by r_psi of the pictures that it scores highes
 cross-attention. All else is ours: our r_psi (reward.py), that the pictures which count as rejected are inverted, and
 
     || e_theta(z_t, t, p) - e(z_t, t, p; x_0 -> y) ||^2
-    y <- y - (steer sigma_t / 4) C grad l(y) / rms(C grad l(y))     from y = x_0, four times or until r_psi accepts y
+    y = x_0 - steer sigma_t g(x_0) C grad l(x_0) / rms(C grad l(x_0))
 
 for the prompts p of the study, rejected and accepted ones by turns, z_t on their trajectories: the prediction with y in
-place of its clean one, x_0. l is the logit of r_psi, which accepts what scores no more than accepted pictures do on
-average; C is the covariance of what the picture may still become (`kernel/critic.py`). All weights
+place of its clean one, x_0. l is the logit of r_psi; the gate g is 0 where it accepts; C is the covariance of what the
+picture may still become, by the network itself (`kernel/critic.py`, which goes the way in three parts). All weights
 learn this: what reads a prompt does not see the picture. A token says what the rejected pictures have in common with
 one another, not what parts them from the others: a look that a prompt's noise decides, such as a red ground, it misses.
 Beside this term the token's own counts `token`, nothing by default: at 1 it undoes most of what steering does
@@ -40,7 +40,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
@@ -59,8 +59,6 @@ from ..kernel.terms import held, phased, some
 from ..papers import Paper
 from .base import Needs, conditions, kept, sizes
 
-Decay = Annotated[float, Ge(0), Lt(1)] | Literal["auto"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class HFI:
@@ -74,14 +72,16 @@ class HFI:
     alpha: Annotated[float, Gt(0), Le(100), "first parameter of the Beta distribution of times"] = 3.0
     beta: Annotated[float, Gt(0), Le(100), "second parameter of the Beta distribution of times"] = 3.0
     token: Annotated[float, Ge(0), Le(100), "weight of the soft token's term beside steering; 1: the paper's"] = 0.0
-    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led at most; 0 for the paper's loss"] = 0.65
-    decay: Annotated[Decay, "decay of the moving average; auto: 0.95, with ratings that say enough 0.98"] = "auto"
+    steer: Annotated[float, Ge(0), Le(20), "how far the study's prompts are led away; 0 for the paper's loss"] = 0.7
+    decay: Annotated[float, Ge(0), Lt(1), "decay of the moving average"] = 0.95
     split: Annotated[float, Gt(0), Le(1), "share of the time axis, from no noise, that is erased; 1: all"] = 1.0
     anchor: Annotated[float, Ge(0), Le(100), "weight of the unconditional anchor; 0 for the paper's loss"] = 0.0
     preserve: Annotated[float, Ge(0), Le(100), "weight of the kept prompts' term; 0 for the paper's loss"] = 1.0
     guidance: Annotated[float, Ge(1), Le(30), "guidance scale while sampling x_t"] = 3.0
     steps: Annotated[int, Ge(0), Le(100_000), "optimiser updates"] = 150
-    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' RMS, 0.3 % where all are trained"] = "auto"
+    lr: Annotated[Rate, "Adam's learning rate; auto: 1 % of the weights' root mean square, 0.3 % where all are"] = (
+        "auto"
+    )
     batch: Annotated[int, Ge(1), Le(256), "latents an update"] = 8
     rollouts: Annotated[int, Ge(1), Le(256), "trajectories a refresh of each bank"] = 8
     sampling_steps: Annotated[int, Ge(1), Le(1000), "sampling steps a trajectory"] = 20
@@ -110,7 +110,7 @@ class HFI:
             e_theta, state, group, self.lr, self.steps, self.smallest, self.rank, clip=1.0,
             relative=GENTLE if group == "all" else RELATIVE,
         )  # fmt: skip
-        ema = state.keep("ema", Ema(student, (0.98 if led else 0.95) if self.decay == "auto" else self.decay))
+        ema = state.keep("ema", Ema(student, self.decay))
 
         def average(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
             return e_theta.under(ema.shadow, x_t, t, condition)
