@@ -489,7 +489,7 @@ def test_forgetting_in_one_stage_says_how_long_it_takes(capsys: pytest.CaptureFi
     command = ["erase", "tiny", "--concept", "bomb", "--anchor", "cat", "--keep", "dog", "--method", "sfd"]
     quickly = [*command, "-s", "batch=2", "-s", "probe=0", "-s", "guidance=1", "-s", "steps=1"]
     assert cli.main([*quickly, "--keep-state", "--out", str(tmp_path / "run")]) == 0
-    assert "note     a one-step generator is distilled as well, here in 1 updates" in capsys.readouterr().err
+    assert "note     a one-step generator is distilled as well, in 1 updates" in capsys.readouterr().err
     assert (tmp_path / "run" / CHECKPOINT).exists()
     quickly[1] = str(tmp_path / "run")
     assert cli.main([*quickly, "--out", str(tmp_path / "second")]) == 0

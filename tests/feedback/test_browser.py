@@ -564,6 +564,15 @@ def test_on_phones_everything_is_in_reach(serve, visit):
     assert all(h >= 44 for _, h, _, _ in page.evaluate(SIZES))
 
 
+def test_until_its_script_is_there_the_form_cannot_be_sent(serve, visit):
+    page = visit(serve().url, quiet=False)
+    button = page.get_by_role("button", name="Start")
+    expect(button).to_be_enabled()
+    page.route("**/start.js", lambda route: route.abort())
+    page.reload()
+    expect(button).to_be_disabled()
+
+
 def test_structure_for_a_screen_reader(serve, visit):
     page = visit(serve().url)
     for _ in range(2):

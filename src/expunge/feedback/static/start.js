@@ -21,6 +21,8 @@ form.addEventListener("submit", async event => {
   }
   form.elements.name.focus();
 });
+// until here a tap would send the form as forms are sent without a script, which the page's policy blocks
+form.querySelector("button").disabled = false;
 
 setInterval(async () => {
   const status = document.getElementById("status");

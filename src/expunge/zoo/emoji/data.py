@@ -42,7 +42,9 @@ def fetch(folder: Path) -> None:
         with tarfile.open(folder / packed.stdout.strip().split("\n")[-1]) as tar:
             for member in tar.getmembers():
                 member.name = member.name.removeprefix("package/")
-            tar.extractall(part, filter="data")
+            # Python before 3.11.4 has no filters
+            tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+            tar.extractall(part)
         part.rename(target)
 
 
