@@ -117,8 +117,8 @@ class SFD(Distilling):
         if model.one_step is not None or not 0 < self.steps < ENOUGH:
             return ""
         return (
-            f"a one-step generator is distilled as well, in {self.steps} updates. 200 were enough for `emoji`, the paper "
-            "takes 50,000. Look at pictures, or forget from a generator: docs/howto/distill.md."
+            f"a one-step generator is distilled as well, in {self.steps} updates. 200 were enough for `emoji`, the "
+            "paper takes 50,000. Look at pictures, or forget from a generator: docs/howto/distill.md."
         )
 
     def draw(self, n: int, state: State) -> list[int]:
